@@ -1,0 +1,84 @@
+# Every command of the study. `make help` lists them; each does the set-up first if it is needed.
+#
+#   make study                                     the tiny profile, offline, on any CPU
+#   make study PROFILE=tiny-real DATA_ROOT=~/data  the same line on real images
+#   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
+#   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
+
+PYTHON ?= python3
+VENV ?= .venv
+PROFILE ?= tiny
+SEED ?= 0
+DATA_ROOT ?=
+TASKS ?=
+PARAMS ?=
+# Anything else for Snakemake, for example FLAGS=--dry-run or FLAGS="--executor slurm".
+FLAGS ?=
+# All cores that this process may use; notebooks run one after the other, each with all of them.
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.study-ready
+# Wheels of some hundred megabytes take longer than uv's 30 seconds on a slow line.
+export UV_HTTP_TIMEOUT ?= 300
+# One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
+unexport VIRTUAL_ENV PYTHONHOME
+
+.DEFAULT_GOAL := help
+.PHONY: help setup study test figures lab publish pretrain lint format lock clean distclean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Create the environment (every command below does it by itself)
+
+# The stamp lies inside the environment, so deleting the environment deletes it too.
+$(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
+	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped
+	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
+	  --config profile="$(PROFILE)" seed="$(SEED)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" params="$(PARAMS)"
+
+test: $(READY) ## Run all tests: unit and property tests, then every notebook
+	@$(PY) -m pytest
+	@$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/
+
+figures: $(READY) ## Redraw every figure from the saved tables; runs no model
+	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)"
+
+lab: $(READY) ## Open the notebooks in JupyterLab
+	@$(PY) -m jupyterlab notebooks
+
+publish: $(READY) ## Copy the outputs of the last run (PROFILE, SEED) into notebooks/, ready to commit
+	@$(PY) -m lib.publish --profile "$(PROFILE)" --seed "$(SEED)"
+
+pretrain: $(READY) ## Train the shipped tiny CLIP again (up to 40 minutes)
+	@$(PY) -m lib.pretraining
+
+lint: $(READY) ## Check style and format of code and notebooks
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+
+format: $(READY) ## Mend style and format where that is automatic
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+# `--universal` and `fewest`: one version of everything for every Python >= 3.11 and every platform. bootstrap.lock holds
+# what the set-up needs before it can read the other: uv, and the setuptools that builds the few source packages.
+# The compile command is replaced by a neutral comment, so that no lock ever names an index.
+COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+
+lock: $(READY) ## Choose versions anew and write both locks
+	@$(COMPILE) --fork-strategy fewest --all-extras pyproject.toml -o requirements.lock
+	@printf 'uv>=0.9,<1\nsetuptools\n' | $(COMPILE) --constraint requirements.lock - -o bootstrap.lock
+	@echo "Wrote requirements.lock and bootstrap.lock; the next command installs them."
+
+clean: ## Remove what was generated (not .venv, not the committed results)
+	rm -rf runs data/cache .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+distclean: clean ## The same, and the virtual environment .venv
+	rm -rf .venv

@@ -1,0 +1,45 @@
+#!/bin/sh
+# Set-up of the study, called by make:  setup.sh PYTHON VENV
+# Virtual environment -> pip installs uv and setuptools (by hash) -> uv installs everything (by hash) -> the project itself, editable.
+# pip alone would do, but takes several times as long. Without build isolation nothing unpinned is fetched for a build.
+set -eu
+python=$1
+venv=$2
+
+fail() {
+    printf '\nSet-up stopped: %s\n' "$1" >&2
+    exit 1
+}
+recent_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+if [ -d "$venv/conda-meta" ]; then
+    # conda has installed the same lock already (environment.yml); only the project itself is missing.
+    "$venv/bin/python" -c 'import papermill, snakemake, torch' ||
+        fail "$venv is a conda environment without the study's packages; run: conda env update -f environment.yml"
+    "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
+    exit 0
+fi
+
+if ! recent_enough "$venv/bin/python"; then
+    command -v "$python" >/dev/null 2>&1 ||
+        fail "there is no '$python' here; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"
+    recent_enough "$python" ||
+        fail "'$python' is $("$python" --version 2>&1), the study needs 3.11 or newer; name one: make PYTHON=python3.12"
+    if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then
+        fail "$venv exists and is no virtual environment; name another folder: make VENV=..."
+    fi
+    echo "Creating the virtual environment $venv with $("$python" --version)"
+    "$python" -m venv --clear "$venv" ||
+        fail "'$python -m venv' failed; on Debian and Ubuntu it needs: apt install python3-venv"
+fi
+
+echo "Installing the pinned packages into $venv (a few minutes the first time; later calls skip this)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock ||
+    fail "pip could not install uv (message above); is the package index reachable?"
+"$venv/bin/uv" pip install --python "$venv/bin/python" --no-build-isolation --require-hashes \
+    -r requirements.lock ||
+    fail "uv could not install requirements.lock (message above); the same command continues where this stopped"
+"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e . ||
+    fail "the project itself could not be installed (message above)"
