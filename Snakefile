@@ -1,0 +1,127 @@
+# The study as a graph: which notebook needs which, and what each leaves behind.
+#
+# `make study` calls this; it can be called directly too, also on a cluster:
+#   python -m snakemake --cores 2 --config profile=tiny seed=1
+#   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32
+import fcntl
+import hashlib
+import json
+import shlex
+import sys
+from pathlib import Path
+
+# One row per notebook: the notebooks whose results it needs, the tables it writes.
+NOTEBOOKS = {
+    "00_pretraining": ([], ["pretraining", "probe"]),
+    "01_fine_tuning": (["00_pretraining"], ["learning_curves", "cross_evaluation"]),
+    "02_task_vectors": (["01_fine_tuning"], ["norms", "similarity"]),
+    "03_fusion_baselines": (["02_task_vectors"], ["fusion", "scaling"]),
+    "04_concrete_mask": (["02_task_vectors"], ["concrete_task_arithmetic", "mask_curve", "density"]),
+    "05_test_time_adaptation": (["02_task_vectors"], ["adaptation", "adaptation_curve", "coefficients"]),
+    "90_results": (["03_fusion_baselines", "04_concrete_mask", "05_test_time_adaptation"], ["results"]),
+}
+
+PYTHON = shlex.quote(sys.executable)
+PROFILE = str(config.get("profile") or "tiny")
+SEED = int(config.get("seed") or 0)
+RUNS = f"runs/{PROFILE}/seed{SEED}"
+RESULTS = f"data/results/{PROFILE}/seed{SEED}"
+
+# The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
+ARGUMENTS = ["-r", "profile", PROFILE, "-p", "seed", str(SEED)]
+for name in ("data_root", "tasks"):
+    if config.get(name):
+        ARGUMENTS += ["-r", name, str(config[name])]
+for pair in shlex.split(str(config.get("params") or "")):
+    name, equals, value = pair.partition("=")
+    if not (equals and name.isidentifier()):
+        raise WorkflowError(f"params: '{pair}' is not of the form name=value, as in params=\"mask_steps=50 temperature=0.5\"")
+    ARGUMENTS += ["-p", name, value]
+
+
+def digest(*parts):
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def code_of(notebook):
+    """The code cells of a notebook, without prose and outputs: `make publish` changes only outputs."""
+    cells = json.loads(Path(f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+# A notebook runs again when its code, any module of lib or the shipped model has changed. That is decided by content,
+# which goes into the rule's params; times of files say nothing after a clone. Sources are therefore `ancient` inputs.
+# A change of lib repeats every notebook: simple, safe, and cheap, because long results are kept by lib's own cache.
+SHARED = digest(
+    [
+        (path.as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted([*Path("lib").rglob("*.py"), *Path("data/tiny_clip").glob("*")])
+        if path.is_file()
+    ]
+)
+
+# Snakemake's own lock is a file that a killed run leaves behind, and then refuses every later run. `make study` turns
+# it off (--nolock) and uses this one, which the operating system drops with the process, however that ends.
+if workflow.is_main_process and not workflow.dryrun:
+    Path(".snakemake").mkdir(exist_ok=True)
+    run_lock = open(".snakemake/study.lock", "w")
+    try:
+        fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise WorkflowError("another `make study` is running in this folder; wait for it, or stop it first") from None
+
+# What Snakemake says between two notebooks drowns what the notebooks say; so does its echo of an error that the
+# notebook has already explained. The whole record is in .snakemake/log.
+CHATTER = (
+    "Select jobs", "Execute ", "Using shell", "Building DAG", "Touching output", "Complete log", "Elapsed time",
+    "RuleException:\nCalledProcessError", "Shutting down", "Exiting because", "WorkflowError:\nAt least one job",
+)  # fmt: skip
+logger.addFilter(lambda record: workflow.dryrun or not record.getMessage().lstrip().startswith(CHATTER))
+
+
+rule all:
+    default_target: True
+    input:
+        f"{RUNS}/figures.done",
+        [f"{RUNS}/{notebook}.ipynb" for notebook in NOTEBOOKS],
+        [f"{RESULTS}/{table}.csv" for _, tables in NOTEBOOKS.values() for table in tables],
+
+
+for notebook, (needs, tables) in NOTEBOOKS.items():
+
+    rule:
+        name:
+            notebook
+        input:
+            source=ancient(f"notebooks/{notebook}.ipynb"),
+            needs=[f"{RUNS}/{need}.ipynb" for need in needs],
+        output:
+            executed=f"{RUNS}/{notebook}.ipynb",
+            # update(): a committed table stays until the notebook replaces it, and comes back if the notebook fails.
+            tables=[update(f"{RESULTS}/{table}.csv") for table in tables],
+        params:
+            code=digest(code_of(notebook), SHARED),
+            arguments=shlex.join(ARGUMENTS),
+        priority: 100 - int(notebook[:2])  # of two that could run, the one with the smaller number
+        threads: workflow.cores or 1  # every notebook uses all cores, so they run one at a time
+        shell:
+            "exec {PYTHON} -m lib.run_notebook {input.source} {output.executed} --with-parent {params.arguments}"
+
+
+rule figures:
+    input:
+        [f"{RUNS}/{notebook}.ipynb" for notebook in NOTEBOOKS],
+    output:
+        touch(f"{RUNS}/figures.done"),
+    params:
+        profile=shlex.quote(PROFILE),
+    shell:
+        "{PYTHON} -m lib.figures --profile {params.profile} --seed {SEED}"
+
+
+onsuccess:
+    print(f"\nDone. Executed notebooks: {RUNS}   tables: {RESULTS}   figures: figures/{PROFILE}", flush=True)
+
+
+onerror:
+    print("\nThe study stopped; the message above says why. `make study` continues with what is missing.", flush=True)

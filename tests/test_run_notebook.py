@@ -1,0 +1,142 @@
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from lib import publish
+from lib.run_notebook import NotebookStopped, Report, main, run_notebook, typed
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """Write a small notebook: a parameters cell, then one cell below the heading `Work`."""
+
+    def write(code):
+        parameters = new_code_cell("seed = 0\nname = ''", metadata={"tags": ["parameters"]})
+        cells = [new_markdown_cell("# Toy"), parameters, new_markdown_cell("## Work\nText."), new_code_cell(code)]
+        path = tmp_path / "07_toy.ipynb"
+        nbformat.write(new_notebook(cells=cells), path)
+        return path
+
+    return write
+
+
+def test_a_run_shows_its_cells_and_leaves_one_finished_file(notebook, tmp_path):
+    shown = io.StringIO()
+    source = notebook("import sys\nprint('seed is', seed)\nprint('name is', name, file=sys.stderr)")
+    before = source.read_bytes()
+    output = run_notebook(source, tmp_path / "runs" / "07_toy.ipynb", {"seed": 3, "name": "x"}, stream=shown)
+    lines = shown.getvalue().splitlines()
+    assert lines[0] == "[07_toy] 3 cells with seed=3, name='x'"
+    assert "[07_toy] cell 3/3  Work: import sys" in lines
+    assert "    seed is 3" in lines
+    assert "    name is x" in lines
+    assert lines[-1].startswith("[07_toy] finished in ")
+    assert [path.name for path in output.parent.iterdir()] == ["07_toy.ipynb"]
+    assert source.read_bytes() == before
+
+    # The same run, published: outputs travel, the injected cell and papermill's records do not.
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (folder / source.name).write_bytes(before)
+    assert publish.publish(output.parent, folder) == [folder / source.name]
+    published = nbformat.read(folder / source.name, as_version=4)
+    assert [cell.source for cell in published.cells] == [cell.source for cell in nbformat.read(source, 4).cells]
+    assert "seed is 3" in json.dumps(published.cells[-1].outputs)
+    assert "papermill" not in json.dumps(published)
+
+
+def test_a_failing_cell_gives_one_clear_message_and_no_output(notebook, tmp_path, capsys):
+    output = tmp_path / "out.ipynb"
+    output.write_text("an earlier run")
+    code = main([str(notebook("print('so far')\nraise ValueError('no profile tinny; known: tiny')")), str(output)])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert "07_toy stopped in cell 2 of 2 (Work: print('so far'))\n    ValueError: no profile tinny; known: tiny" in (
+        captured.err
+    )
+    assert "Traceback" not in captured.err
+    assert output.read_text() == "an earlier run"
+    assert str(tmp_path / "out.partial.ipynb") in captured.err
+    assert "so far" in (tmp_path / "out.partial.ipynb").read_text()
+
+
+def test_a_kernel_that_dies_is_said_so(notebook, tmp_path):
+    with pytest.raises(NotebookStopped, match=r"stopped in cell 2 of 2[^$]*killed, or out of memory"):
+        run_notebook(notebook("import os\nos._exit(1)"), tmp_path / "out.ipynb", stream=io.StringIO())
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_an_unknown_notebook_names_the_known_ones(notebook, tmp_path):
+    notebook("1")
+    with pytest.raises(NotebookStopped, match=r"no notebook .*08_toy.ipynb; notebooks in that folder: 07_toy.ipynb"):
+        run_notebook(tmp_path / "08_toy.ipynb", tmp_path / "out.ipynb")
+
+
+def test_a_broken_notebook_is_no_traceback(tmp_path):
+    (tmp_path / "broken.ipynb").write_text("{ not json")
+    with pytest.raises(NotebookStopped, match=r"broken.ipynb is no readable notebook"):
+        run_notebook(tmp_path / "broken.ipynb", tmp_path / "out.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("-1", -1),
+        ("1e-3", 0.001),
+        ("True", True),
+        ("None", None),
+        ("tiny", "tiny"),
+        ("", ""),
+        ("true", "true"),
+    ],
+)
+def test_values_are_read_as_papermill_reads_them(text, value):
+    from papermill.cli import _resolve_type
+
+    assert typed(text) == value == _resolve_type(text)
+    assert type(typed(text)) is type(value)
+
+
+def test_printed_text_appears_line_by_line():
+    shown = io.StringIO()
+    report = Report("nb", new_notebook(), {}, shown)
+    report.write("half a ")
+    assert shown.getvalue() == ""
+    report.write("line\r50 %\n\nrest")
+    assert shown.getvalue().splitlines() == ["    half a line", "    50 %"]
+    report.flush_line()
+    assert shown.getvalue().splitlines()[-1] == "    rest"
+
+
+def test_publishing_refuses_a_run_of_other_code(tmp_path):
+    source = new_notebook(cells=[new_code_cell("1 + 1")])
+    run = new_notebook(cells=[new_code_cell("1 + 2", outputs=[new_output("stream", text="3")])])
+    with pytest.raises(ValueError, match="changed since"):
+        publish.with_outputs(source, run)
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(source, tmp_path / "notebooks" / "01.ipynb")
+    with pytest.raises(FileNotFoundError, match="make study"):
+        publish.publish(tmp_path / "runs", tmp_path / "notebooks")
+
+
+def test_the_graph_of_the_study(tmp_path):
+    """The Snakefile plans every notebook of its table once, with no results there yet."""
+    text = (Path(__file__).resolve().parents[1] / "Snakefile").read_text()
+    (tmp_path / "Snakefile").write_text(text)
+    (tmp_path / "notebooks").mkdir()
+    names = [line.split('"')[1] for line in text.splitlines() if line.startswith('    "') and '": ([' in line]
+    assert len(names) >= 7
+    for name in names:
+        nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "notebooks" / f"{name}.ipynb")
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", "params=mask_steps=50"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    shown = (run.stdout + run.stderr).splitlines()
+    planned = [line.split()[1].rstrip(":") for line in shown if line.startswith(("rule ", "localrule "))]
+    assert sorted(planned) == sorted([*names, "figures", "all"]), run.stderr
