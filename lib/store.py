@@ -1,0 +1,182 @@
+"""Results that took long to make, saved once under a key of everything that determines them.
+
+An artifact is a folder `<root>/<kind>/<key>/` with `tensors.safetensors`, optionally `table.csv`, and `about.json`
+(parameters, seed, versions, device, seconds, peak memory), written last: a folder without it is unfinished.
+While it is being made, the folder holds `checkpoint.pt`, from which a killed run continues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@contextmanager
+def atomic_path(path: Path):  # noqa: ANN201 - a context manager over a Path
+    """A temporary path beside `path` that is renamed to it on success and removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_table(table: pd.DataFrame, path: Path) -> Path:
+    """Write a table as CSV, atomically, with numbers short enough to read (6 significant digits)."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")
+    return path
+
+
+def load_table(path: Path) -> pd.DataFrame:
+    """Read a saved table.
+
+    Raises:
+        FileNotFoundError: naming the table and the command that makes it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved table at {path}: run the notebook that makes it, or `make study`")
+    return pd.read_csv(path)
+
+
+class Checkpoint:
+    """The state of an unfinished loop: saved now and then, atomically, and loaded without running any code."""
+
+    def __init__(self, path: Path | None, every: float = 10.0) -> None:
+        self.path, self.every, self._last = path, every, time.monotonic()
+
+    def load(self) -> dict | None:
+        """The saved state, or None when there is none (or it was cut off while being written by the machine)."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            return torch.load(self.path, weights_only=True)
+        except Exception as error:
+            raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
+
+    def save(self, state: Callable[[], dict], force: bool = False) -> None:
+        """Save `state()` when more than `every` seconds passed since the last time, or at once with `force`."""
+        if self.path is None or not (force or time.monotonic() - self._last >= self.every):
+            return
+        with atomic_path(self.path) as temporary:
+            torch.save(state(), temporary)
+        self._last = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What came out of the store: tensors, a table (or None) and the notes about their making."""
+
+    tensors: dict[str, Tensor]
+    table: pd.DataFrame | None
+    about: dict
+
+
+def key_of(determines: Mapping[str, object]) -> str:
+    """A short hash of names and values, independent of their order.
+
+    Raises:
+        ValueError: if a value cannot be written as JSON: a key must not depend on an object's address.
+    """
+    try:
+        text = json.dumps(determines, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"an artifact's key may hold only plain values ({error})") from None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest(*tensors: Tensor) -> str:
+    """A short hash of the tensors' types, shapes and values, for keys."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return total.hexdigest()[:16]
+
+
+class Store:
+    """A folder of artifacts.
+
+    Args:
+        root: folder below which they lie; made when first needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, kind: str, determines: Mapping[str, object]) -> Path:
+        """Where the artifact of that kind and key lies, made or not."""
+        return self.root / kind / key_of(determines)
+
+    def get(
+        self,
+        kind: str,
+        determines: Mapping[str, object],
+        make: Callable[[Checkpoint], tuple[Mapping[str, Tensor], pd.DataFrame | None]],
+    ) -> Artifact:
+        """Load the artifact, or make and save it.
+
+        Args:
+            kind: e.g. "expert".
+            determines: everything that determines the result, plain values only.
+            make: called with a checkpoint to continue from; returns tensors and a table or None.
+
+        Returns:
+            The artifact, read back from disk in either case.
+        """
+        folder = self.folder(kind, determines)
+        if not (folder / "about.json").is_file():
+            started = time.monotonic()
+            tensors, table = make(Checkpoint(folder / "checkpoint.pt"))
+            with atomic_path(folder / "tensors.safetensors") as temporary:
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            if table is not None:
+                with atomic_path(folder / "table.csv") as temporary:
+                    table.to_csv(temporary, index=False)
+            about = {"kind": kind, **determines, **circumstances(time.monotonic() - started)}
+            with atomic_path(folder / "about.json") as temporary:
+                temporary.write_text(json.dumps(about, indent=1) + "\n")
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        table_path = folder / "table.csv"
+        return Artifact(
+            tensors=load_file(folder / "tensors.safetensors"),
+            table=pd.read_csv(table_path) if table_path.is_file() else None,
+            about=json.loads((folder / "about.json").read_text()),
+        )
+
+    def forget(self, kind: str, determines: Mapping[str, object]) -> None:
+        """Delete an artifact, finished or not; nothing happens when there is none."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.folder(kind, determines))
+
+
+def circumstances(seconds: float) -> dict[str, object]:
+    """What to note beside a result: versions, machine, seconds, peak resident memory of this process in MiB."""
+    return {
+        "seconds": round(seconds, 2),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
