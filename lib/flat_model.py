@@ -1,0 +1,47 @@
+"""Tie a torch module to flat vectors: its parameters become views of theta, their gradients views of G."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lib.layout import Layout
+
+
+class FlatModel:
+    """A module whose trainable parameters are views into one flat vector.
+
+    Moving the model to another point of R^D swaps pointers and copies nothing, and after `backward()` the gradient
+    with respect to the whole vector is ready in `gradient`.
+
+    Attributes:
+        module: the wrapped module; its parameters are replaced by views.
+        layout: where each parameter lies.
+        gradient: G [D], written by `backward()`.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+        self.module = module.to(device)
+        self._parameters = dict(module.named_parameters())
+        self.layout = Layout.of(self._parameters)
+        self.gradient = torch.zeros(self.layout.length, device=device)
+        self._gradient_views = self.layout.views(self.gradient)
+
+    def initial(self) -> Tensor:
+        """A flat copy of the module's present parameters: theta [D]."""
+        return self.layout.flatten(self._parameters).to(self.gradient.device)
+
+    def move_to(self, theta: Tensor) -> nn.Module:
+        """Place the module at theta [D] (no copy: the parameters are views of it) and set the gradient to zero.
+
+        Raises:
+            ValueError: if theta has the wrong length.
+        """
+        for name, view in self.layout.views(theta.detach()).items():
+            parameter = self._parameters[name]
+            parameter.grad = None  # torch checks a new .data against the old .grad
+            parameter.data = view
+            if parameter.requires_grad:
+                parameter.grad = self._gradient_views[name]
+        self.gradient.zero_()
+        return self.module

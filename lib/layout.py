@@ -1,0 +1,151 @@
+"""A model is a point in R^D: where each layer lies in one flat vector.
+
+All parameters that merging touches lie in ONE contiguous vector of length D. Each layer (one parameter tensor, which is
+what "layer-wise" means in AdaMerging and in Concrete) starts at a multiple of `BLOCK` elements and the gap before
+the next one is zero. So a layer is a run of whole blocks, and every per-layer sum, mean or coefficient becomes an
+operation on the `[D / BLOCK, BLOCK]` view. Fusion methods then read like their papers: `task_vectors.sum(0)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+BLOCK = 1024  # elements: 4 KiB of float32, a memory page and a convenient unit of work on CPU and GPU
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names, shapes and places of the L layers of a flat vector of length D.
+
+    Attributes:
+        names: the layers' parameter names.
+        shapes: their shapes.
+        block: elements per block; each layer starts at a multiple of it.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    block: int = BLOCK
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Tensor], block: int = BLOCK) -> Layout:
+        """The layout of named parameters, in the order given.
+
+        Raises:
+            ValueError: if there are none, or one of them is not floating point (integer buffers are never merged).
+        """
+        if not parameters:
+            raise ValueError("a layout needs at least one parameter; was the model's state empty?")
+        for name, tensor in parameters.items():
+            if not tensor.is_floating_point():
+                raise ValueError(f"layer '{name}' is {tensor.dtype}: only floating-point tensors can be merged")
+        return cls(tuple(parameters), tuple(tuple(tensor.shape) for tensor in parameters.values()), block)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each layer, without padding."""
+        return tuple(torch.Size(shape).numel() for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First element of each layer in the flat vector, and D at the end: L + 1 numbers."""
+        ends = [0]
+        for size in self.sizes:
+            ends.append(ends[-1] + -(-size // self.block) * self.block)
+        return tuple(ends)
+
+    @property
+    def length(self) -> int:
+        """D, padding included."""
+        return self.offsets[-1]
+
+    @property
+    def layers(self) -> int:
+        """L, the number of layers."""
+        return len(self.names)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, padding not counted."""
+        return sum(self.sizes)
+
+    def layer_of_block(self, device: torch.device | str = "cpu") -> Tensor:
+        """Which layer each block belongs to: int64 [D / BLOCK]."""
+        starts = torch.tensor(self.offsets)
+        return torch.repeat_interleave(torch.arange(self.layers), starts.diff() // self.block).to(device)
+
+    def inside(self, device: torch.device | str = "cpu") -> Tensor:
+        """1 where the flat vector holds a parameter, 0 in the padding: float32 [D]."""
+        mark = torch.zeros(self.length, device=device)
+        for start, size in zip(self.offsets, self.sizes, strict=False):
+            mark[start : start + size] = 1
+        return mark
+
+    def counts(self, like: Tensor) -> Tensor:
+        """Elements per layer n_l as a tensor of `like`'s dtype and device: [L]."""
+        return torch.tensor(self.sizes, dtype=like.dtype, device=like.device)
+
+    def layer_sums(self, flat: Tensor) -> Tensor:
+        """Sum over each layer: [..., D] -> [..., L]."""
+        blocks = flat.unflatten(-1, (-1, self.block)).sum(-1)
+        sums = flat.new_zeros(*flat.shape[:-1], self.layers)
+        return sums.index_add_(-1, self.layer_of_block(flat.device), blocks)
+
+    def spread(self, per_layer: Tensor) -> Tensor:
+        """Give every element the value of its layer: [..., L] -> [..., D]."""
+        return per_layer[..., self.layer_of_block(per_layer.device)].repeat_interleave(self.block, -1)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """The layers as named views into the flat vector [D]; nothing is copied.
+
+        Raises:
+            ValueError: if the vector does not have the layout's length.
+        """
+        if flat.shape != (self.length,):
+            raise ValueError(f"expected a flat vector of shape [{self.length}], got {list(flat.shape)}")
+        return {
+            name: flat[start : start + size].view(shape)
+            for name, shape, start, size in zip(self.names, self.shapes, self.offsets, self.sizes, strict=False)
+        }
+
+    def flatten(self, parameters: Mapping[str, Tensor], out: Tensor | None = None) -> Tensor:
+        """Copy named parameters into one flat float32 vector [D] (into `out` when given).
+
+        Args:
+            parameters: name -> tensor; the names and shapes of this layout, in any order.
+            out: vector [D] to write into; its padding must already be zero.
+
+        Returns:
+            The flat vector [D].
+
+        Raises:
+            ValueError: naming the first layer that is missing, unknown, of another shape, of an integer type,
+                or that holds NaN or Inf.
+        """
+        self.check(parameters)
+        flat = torch.zeros(self.length) if out is None else out
+        for name, view in self.views(flat).items():
+            view.copy_(parameters[name].detach())
+        return flat
+
+    def check(self, parameters: Mapping[str, Tensor]) -> None:
+        """Compare names, shapes, types and finiteness with this layout; raises like `flatten`."""
+        for name in self.names:
+            if name not in parameters:
+                raise ValueError(f"layer '{name}' is missing: is this a checkpoint of another architecture?")
+        for name in parameters:
+            if name not in self.names:
+                raise ValueError(f"layer '{name}' is not part of the pre-trained model's layout")
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            tensor = parameters[name]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"layer '{name}' has shape {list(tensor.shape)}, expected {list(shape)}")
+            if not tensor.is_floating_point():
+                raise ValueError(f"layer '{name}' is {tensor.dtype}: only floating-point tensors can be merged")
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"layer '{name}' holds NaN or Inf: its training diverged or the file is damaged")

@@ -1,0 +1,99 @@
+"""Task vectors: what fine-tuning added to the pre-trained model, and how such additions compare.
+
+Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, https://arxiv.org/abs/2212.04089
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lib.layout import Layout
+
+
+def task_vectors(theta0: Tensor, experts: Sequence[Mapping[str, Tensor]], layout: Layout) -> Tensor:
+    """Subtract the pre-trained parameters from each expert's: tau_t = theta_t - theta0.
+
+    Args:
+        theta0: pre-trained parameters [D].
+        experts: T state dicts with the layout's names and shapes.
+        layout: where each layer lies.
+
+    Returns:
+        The task vectors, stacked: float32 [T, D]; the padding is zero.
+
+    Raises:
+        ValueError: if there is no expert, or one does not fit the layout (named: which expert, which layer).
+    """
+    if not experts:
+        raise ValueError("no experts given: merging needs at least one task vector")
+    stacked = torch.zeros(len(experts), layout.length)
+    for number, (expert, row) in enumerate(zip(experts, stacked, strict=True)):
+        try:
+            layout.flatten(expert, out=row)
+        except ValueError as error:
+            raise ValueError(f"expert {number} of {len(experts)}: {error}") from None
+    return stacked.sub_(theta0)
+
+
+def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout) -> None:
+    """Make sure that theta0 [D] and task vectors [T, D] can be merged.
+
+    Raises:
+        ValueError: naming what is wrong: no task vectors, shapes that do not fit, NaN or Inf (with task and layer).
+    """
+    if theta0.shape != (layout.length,):
+        raise ValueError(f"theta0 has shape {list(theta0.shape)}, the layout needs [{layout.length}]")
+    if vectors.dim() != 2 or vectors.shape[1] != layout.length:
+        raise ValueError(f"task vectors have shape {list(vectors.shape)}, expected [T, {layout.length}]")
+    if len(vectors) == 0:
+        raise ValueError("no task vectors given (T = 0): merging needs at least one")
+    bad = layout.layer_sums((~torch.isfinite(vectors)).float()).nonzero()
+    if len(bad):
+        task, layer = bad[0].tolist()
+        raise ValueError(f"task vector {task} holds NaN or Inf in layer '{layout.names[layer]}'")
+
+
+def layer_norms(vectors: Tensor, layout: Layout) -> Tensor:
+    """Euclidean length of every layer of every task vector: [T, D] -> [T, L]."""
+    return layout.layer_sums(vectors.square()).sqrt()
+
+
+def cosine_similarity(vectors: Tensor) -> Tensor:
+    """Cosine of the angle between every pair of task vectors: [T, D] -> [T, T]; 0 for a vector of length zero."""
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    return unit @ unit.T
+
+
+def sign_agreement(vectors: Tensor, largest: float = 1.0) -> Tensor:
+    """Share of parameters that two tasks push in the same direction: [T, D] -> [T, T].
+
+    Counted where both task vectors are non-zero. With `largest` < 1 only each task's largest entries count (by
+    magnitude), which is where interference hurts. Unrelated tasks agree on one half.
+
+    Args:
+        vectors: task vectors [T, D].
+        largest: share of each task's entries kept, in (0, 1].
+    """
+    signs = torch.sign(vectors)
+    if largest < 1.0:
+        keep = max(1, int(largest * vectors.shape[1]))
+        threshold = vectors.abs().kthvalue(vectors.shape[1] - keep + 1, dim=1, keepdim=True).values
+        signs = torch.where(vectors.abs() >= threshold, signs, 0)
+    agree = signs @ signs.T  # agreements minus disagreements
+    both = signs.abs() @ signs.abs().T
+    return (agree / both.clamp(min=1) + 1) / 2
+
+
+def layer_kind(name: str) -> str:
+    """What a parameter of an image encoder is for, read off its name: "convolution", "attention", "MLP", ..."""
+    if name.endswith("bias"):
+        return "bias"
+    kinds = {
+        "norm": "norm or scale", "ln_": "norm or scale", "gamma": "norm or scale", "temperature": "norm or scale",
+        "attn": "attention", "xca": "attention", "mlp": "MLP", "embedding": "embedding", "pos_embd": "embedding",
+        "conv": "convolution", "stem": "convolution", "downsample": "convolution",
+    }  # fmt: skip
+    return next((kind for part, kind in kinds.items() if part in name), "projection")
