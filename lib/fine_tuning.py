@@ -1,0 +1,129 @@
+"""Fine-tuning: one expert per task from one pre-trained image encoder, the classification head frozen."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib.device import Runtime
+from lib.evaluation import score
+from lib.flat_model import FlatModel
+from lib.models import Preprocess, image_features
+from lib.progress import progress
+from lib.rng import batch_indices, generator
+from lib.store import Checkpoint
+
+VERSION = 1  # part of every artifact key; raise it when the recipe's arithmetic changes
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.1  # share of the steps
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first tenth of the steps, then a half cosine down to zero."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def shifted(pixels: Tensor, reach: int, *names: str | int) -> Tensor:
+    """Move every image by up to `reach` pixels in each direction (edges repeated): the only augmentation.
+
+    Args:
+        pixels: uint8 [N, 3, H, W].
+        reach: largest shift; 0 leaves the images alone.
+        names: what the shift is for, as in `rng.generator`.
+    """
+    if reach == 0:
+        return pixels
+    count, _, height, width = pixels.shape
+    moves = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator("shift", *names))
+    padded = torch.nn.functional.pad(pixels.float(), (reach,) * 4, mode="replicate").to(pixels.dtype)
+    down = (moves[0] + torch.arange(height)).view(count, 1, height, 1)
+    right = (moves[1] + torch.arange(width)).view(count, 1, 1, width)
+    return padded[torch.arange(count).view(-1, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1), down, right]
+
+
+def fine_tune(
+    model: FlatModel,
+    theta0: Tensor,
+    head: Tensor,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    preprocess: Preprocess,
+    runtime: Runtime,
+    *,
+    task: str,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[Tensor, pd.DataFrame]:
+    """Train the encoder on one task by cross-entropy under a frozen head (AdamW, warm-up, cosine decay).
+
+    Batch order and augmentation are functions of (task, seed, step), and a checkpoint holds parameters and optimiser
+    state, so a run that was killed and continued gives the same bits as one that was not.
+
+    Args:
+        model: the encoder.
+        theta0: where to start [D]; left unchanged.
+        head: frozen classification head [C, width].
+        train: uint8 images [N, 3, H, W] and int64 labels [N].
+        validation: likewise, for the learning curve only.
+        preprocess: pixels to input.
+        runtime: device and precision.
+        task: names the random choices and the progress.
+        steps: optimiser steps.
+        batch: images per step.
+        learning_rate: AdamW's peak.
+        seed: names the random choices.
+        checkpoint: where to save and from where to continue.
+
+    Returns:
+        The expert's parameters [D], and its learning curve (task, step, loss, validation_accuracy).
+
+    Raises:
+        ValueError: if the loss stops being finite (naming task and step).
+    """
+    checkpoint = checkpoint or Checkpoint(None)
+    images, labels = train
+    theta = theta0.clone()
+    model.move_to(theta)
+    head = head.to(runtime.device)
+    optimiser = torch.optim.AdamW([theta], lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    done, curve, recent = 0, [], float("nan")
+    if saved := checkpoint.load():
+        theta.copy_(saved["theta"])
+        optimiser.load_state_dict(saved["optimiser"])
+        done, curve, recent = saved["step"], [tuple(row) for row in saved["curve"]], saved["recent"]
+    look = max(1, steps // 8)  # points on the learning curve
+
+    for step in progress(range(done, steps), f"fine-tuning {task}", total=steps - done):
+        rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
+        pixels = preprocess(shifted(images[rows], 2, task, seed, step).to(runtime.device))
+        encoder = model.move_to(theta).train()
+        with runtime.autocast():
+            features = encoder(pixels)
+        logits = torch.nn.functional.normalize(features.float(), dim=-1) @ head.T
+        loss = torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
+        if not torch.isfinite(loss):
+            raise ValueError(f"fine-tuning {task}: the loss is {loss.item()} at step {step}; lower the learning rate")
+        loss.backward()
+        optimiser.param_groups[0]["lr"] = learning_rate_at(step, steps, learning_rate)
+        theta.grad = model.gradient
+        optimiser.step()
+        recent = loss.item() if math.isnan(recent) else 0.9 * recent + 0.1 * loss.item()
+        if (step + 1) % look == 0 or step + 1 == steps:
+            features = image_features(encoder, validation[0], preprocess, runtime)
+            curve.append((task, step + 1, recent, score(features, head, validation[1])["accuracy"]))
+
+        def state(step: int = step, recent: float = recent) -> dict:
+            progress_so_far = {"step": step + 1, "recent": recent, "curve": curve}
+            return {"theta": theta, "optimiser": optimiser.state_dict(), **progress_so_far}
+
+        checkpoint.save(state)
+    return theta, pd.DataFrame(curve, columns=["task", "step", "loss", "validation_accuracy"])

@@ -1,0 +1,158 @@
+"""CLIP models through open_clip: loading, preprocessing, and the frozen classification heads of the tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from lib.device import Runtime
+
+TINY_CLIP = Path(__file__).resolve().parents[1] / "data" / "tiny_clip"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """uint8 pixels to the encoder's input: (pixel / 255 - mean) / std per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, 3, H, W]."""
+        shape = (1, 3, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model taken apart into what the study needs.
+
+    Attributes:
+        model: the open_clip model (text tower frozen).
+        tokenizer: its tokenizer.
+        preprocess: pixels to input.
+        image_size: side of the input in pixels.
+    """
+
+    model: nn.Module
+    tokenizer: open_clip.HFTokenizer | open_clip.SimpleTokenizer
+    preprocess: Preprocess
+    image_size: int
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image encoder, the only part that is fine-tuned and merged."""
+        return self.model.visual
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor between cosine similarity and logit (CLIP's inverse temperature)."""
+        return self.model.logit_scale.exp().item()
+
+
+def load_clip(source: str = "", pretrained: str = "") -> Clip:
+    """Load a CLIP model: the shipped tiny one, a folder in open_clip's format, or one of open_clip's by name.
+
+    Args:
+        source: "" for the shipped tiny CLIP, a folder holding `open_clip_config.json`, or an open_clip model name.
+        pretrained: for a model name, its weights (e.g. "openai"); downloaded by open_clip.
+
+    Raises:
+        ValueError: if the folder or the name is unknown, or the shipped checkpoint is missing.
+    """
+    folder = Path(source) if source else TINY_CLIP
+    if (folder / "open_clip_config.json").is_file():
+        name, weights = f"local-dir:{folder}", None
+    elif not source:
+        raise ValueError(f"the shipped checkpoint is missing at {folder}: restore it by git, or run `make pretrain`")
+    elif source in open_clip.list_models():
+        name, weights = source, pretrained or None
+    else:
+        raise ValueError(f"no CLIP model at '{source}': neither a folder with open_clip_config.json nor a model name")
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of loading on the root logger
+    try:
+        model = open_clip.create_model(name, pretrained=weights)
+        tokenizer = open_clip.get_tokenizer(name)
+    finally:
+        logging.getLogger().setLevel(level)
+    model.requires_grad_(False)
+    model.visual.requires_grad_(True)
+    size = model.visual.image_size
+    mean, std = model.visual.image_mean, model.visual.image_std
+    side = size[0] if isinstance(size, (tuple, list)) else size
+    return Clip(model.eval(), tokenizer, Preprocess(tuple(mean), tuple(std)), side)
+
+
+@torch.no_grad()
+def text_head(clip: Clip, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """The zero-shot head of a task: normalised mean text embedding of each class's prompts, times the logit scale.
+
+    Radford et al., https://arxiv.org/abs/2103.00020, section 3.1.4 (prompt ensembling).
+
+    Args:
+        clip: the model.
+        class_names: C names.
+        templates: prompts with one `{}`.
+
+    Returns:
+        [C, width]; logits are `normalised features @ head.T`.
+    """
+    rows = []
+    for name in class_names:
+        tokens = clip.tokenizer([template.format(name) for template in templates])
+        embeddings = clip.model.encode_text(tokens.to(clip.model.logit_scale.device), normalize=True)
+        rows.append(torch.nn.functional.normalize(embeddings.mean(0), dim=0))
+    return torch.stack(rows) * clip.logit_scale
+
+
+def class_mean_head(features: Tensor, labels: Tensor, classes: int, logit_scale: float) -> Tensor:
+    """A head without text: the normalised mean pre-trained feature of each class's training images.
+
+    Used, frozen like a text head, where the prompts of a small CLIP say nothing about a data set (profile
+    `tiny-real`). Features are centred neither here nor at test time, so the head stays a plain linear map.
+
+    Args:
+        features: normalised features of the training images [N, width].
+        labels: int64 [N].
+        classes: C.
+        logit_scale: factor between cosine similarity and logit.
+
+    Returns:
+        [C, width].
+
+    Raises:
+        ValueError: if a class has no image.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    if (counts == 0).any():
+        raise ValueError(f"class {int((counts == 0).nonzero()[0])} has no training image to take a mean of")
+    sums = torch.zeros(classes, features.shape[1]).index_add_(0, labels.cpu(), features.float().cpu())
+    return torch.nn.functional.normalize(sums, dim=-1) * logit_scale
+
+
+@torch.no_grad()
+def image_features(
+    encoder: nn.Module, pixels: Tensor, preprocess: Preprocess, runtime: Runtime, batch: int = 256
+) -> Tensor:
+    """Normalised features of uint8 images: [N, 3, H, W] -> float32 [N, width] on the CPU."""
+    encoder.eval()
+    parts = []
+    for rows in pixels.split(batch):
+        with runtime.autocast():
+            features = encoder(preprocess(rows.to(runtime.device)))
+        parts.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
+    return torch.cat(parts)
+
+
+def on_device(clip: Clip, runtime: Runtime) -> Clip:
+    """The same model on the runtime's device."""
+    return replace(clip, model=clip.model.to(runtime.device))

@@ -1,0 +1,106 @@
+"""The look of the figures: sizes, palette, axes, names as printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
+from torch import Tensor
+
+# Methods from the weakest to the strongest idea: the order of tables and figures, and each one's fixed colour.
+ORDER = (
+    "Zero-shot",
+    "Weight averaging",
+    "Task Arithmetic",
+    "Ties-Merging",
+    "Concrete Task Arithmetic",
+    "AdaMerging (task-wise)",
+    "AdaMerging (layer-wise)",
+    "Concrete AdaMerging (layer-wise)",
+    "Experts",
+)
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": plt.cycler(color=sns.color_palette("colorblind", 10)),
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "font.size": 9.5,
+    "figure.constrained_layout.use": True,
+}
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Axes | np.ndarray]:
+    """A figure in the study's style, in inches; global settings are left alone."""
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height))
+    plt.close(figure)  # a notebook shows what a cell returns; an open figure would be shown twice
+    return figure, axes
+
+
+def montage(images: Sequence[Tensor], columns: int) -> Image.Image:
+    """The first images of several sets, one row per set, edge to edge.
+
+    Args:
+        images: one uint8 [N, 3, H, W] per row; a set with fewer images leaves white places.
+        columns: images per row.
+    """
+    side = images[0].shape[-1]
+    sheet = np.full((len(images) * side, columns * side, 3), 255, np.uint8)
+    for row, pictures in enumerate(images):
+        for column, picture in enumerate(pictures[:columns]):
+            place = sheet[row * side : (row + 1) * side, column * side : (column + 1) * side]
+            place[:] = picture.permute(1, 2, 0).numpy()
+    return Image.fromarray(sheet)
+
+
+def picture_grid(pictures: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """A labelled grid of pictures (uint8 [H, W, 3] each)."""
+    figure, panels = new_figure(1.25 * len(columns), 1.2 * len(rows) + 0.4, len(rows), len(columns))
+    for axes_row, row, label in zip(np.atleast_2d(panels), pictures, rows, strict=True):
+        for axes, picture in zip(axes_row, row, strict=True):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            sns.despine(ax=axes, left=True, bottom=True)
+        axes_row[0].set_ylabel(label, fontsize=8)
+    for axes, label in zip(np.atleast_2d(panels)[0], columns, strict=True):
+        axes.set_title(label, fontsize=8)
+    return figure
+
+
+def clean(name: str) -> str:
+    """A task's name as printed."""
+    return name.replace("_", " ")
+
+
+def method_colours(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
+    """The same colour for a method in every figure; unknown names get what is left."""
+    palette = sns.color_palette("colorblind", 10)
+    fixed = {method: palette[number % 10] for number, method in enumerate(ORDER)}
+    return {method: fixed.get(method, palette[9 - number % 10]) for number, method in enumerate(methods)}
+
+
+def percent_axis(axes: Axes, which: str, label: str) -> None:
+    """Label an axis that shows percentages."""
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_formatter(PercentFormatter(decimals=0, symbol=""))
+    axis.set_label_text(label)
+
+
+def heat_map(axes: Axes, wide: pd.DataFrame, label: str, fmt: str = "", **options: object) -> None:
+    """A labelled heat map of a wide table, with numbers in the cells when `fmt` is given."""
+    shown = wide.rename(index=clean, columns=lambda name: clean(name) if isinstance(name, str) else name)
+    sns.heatmap(shown, ax=axes, annot=bool(fmt), fmt=fmt, annot_kws={"size": 8}, cbar_kws={"label": label}, **options)
+    axes.tick_params(length=0)
+    if fmt:
+        axes.tick_params(axis="x", rotation=40)
+        for text in axes.get_xticklabels():
+            text.set_horizontalalignment("right")
+        axes.tick_params(axis="y", rotation=0)

@@ -1,0 +1,129 @@
+"""Profiles: a model family, its tasks and its budgets under one name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import get_type_hints
+
+DRAWN_TASKS = (
+    "scenes vehicles aerial land_cover street_digits traffic_signs handwritten_digits textures"  # the paper's order
+)
+REAL_TASKS = "sun397 stanford_cars resisc45 eurosat cifar10 gtsrb mnist dtd"  # CIFAR-10 stands in SVHN's place
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Everything that determines a study except its seed and the device.
+
+    Attributes:
+        name: the profile's name.
+        model: "" for the shipped tiny CLIP, else a folder in open_clip's format or an open_clip model name.
+        pretrained: weights for a model name, e.g. "openai".
+        tasks: names of the tasks, separated by spaces.
+        head: "text" (frozen prompt embeddings) or "class-mean" (frozen mean features of the training images).
+        train_images: training images per task: how many are drawn, or at most taken from a real set.
+        validation_images: likewise, for choosing hyperparameters.
+        adaptation_images: likewise, unlabelled, for test-time adaptation.
+        test_images: likewise, held out.
+        fine_tuning_steps: optimiser steps per expert.
+        fine_tuning_batch: images per step.
+        fine_tuning_rate: peak learning rate of AdamW (linear warm-up, cosine decay).
+        scaling_factor: of Task Arithmetic and Ties-Merging (paper: 0.3).
+        adaptation_batch: images per task and step (paper: 16).
+        mask_steps: steps of mask learning (paper: 2000).
+        mask_rate: Adam's learning rate for the logits (paper: 1e-3).
+        inner_rate: Adam's learning rate for the inner level's coefficients (paper: 1).
+        temperature: of the Concrete mask (paper: 0.5).
+        adaptation_steps: steps of test-time adaptation (paper: 1000).
+        adaptation_rate: Adam's learning rate for the coefficients (paper: 1e-3).
+    """
+
+    name: str
+    model: str = ""
+    pretrained: str = ""
+    tasks: str = DRAWN_TASKS
+    head: str = "text"
+    train_images: int = 2000
+    validation_images: int = 250
+    adaptation_images: int = 500
+    test_images: int = 500
+    fine_tuning_steps: int = 240
+    fine_tuning_batch: int = 64
+    fine_tuning_rate: float = 5e-4
+    scaling_factor: float = 0.3
+    adaptation_batch: int = 16
+    mask_steps: int = 200
+    mask_rate: float = 1e-2
+    inner_rate: float = 1e-2
+    temperature: float = 0.5
+    adaptation_steps: int = 200
+    adaptation_rate: float = 1e-2
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """The tasks' names, one by one."""
+        return tuple(self.tasks.replace(",", " ").split())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Images per split."""
+        return {
+            "train": self.train_images,
+            "validation": self.validation_images,
+            "adaptation": self.adaptation_images,
+            "test": self.test_images,
+        }
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("tiny"),
+        Profile("tiny-real", tasks=REAL_TASKS, head="class-mean", train_images=6000, fine_tuning_steps=1500),
+    )
+}
+
+
+def closest(name: str, known: tuple[str, ...]) -> str:
+    """A hint such as " (did you mean 'tiny'?)", or nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def get_profile(name: str, **overrides: object) -> Profile:
+    """Look up a profile and change some of its fields.
+
+    Raises:
+        ValueError: for an unknown profile, an unknown field, a value of the wrong type or out of range; the message
+            names what is known.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile '{name}'{closest(name, tuple(PROFILES))}; known: {', '.join(PROFILES)}")
+    hints = get_type_hints(Profile)
+    fields = tuple(field.name for field in dataclasses.fields(Profile) if field.name != "name")
+    for field, value in overrides.items():
+        if field not in fields:
+            raise ValueError(f"unknown parameter '{field}'{closest(field, fields)}; known: {', '.join(fields)}")
+        if not has_type(value, hints[field]):
+            raise ValueError(
+                f"parameter '{field}' is {value!r} ({type(value).__name__}), expected {hints[field].__name__}"
+            )
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"parameter '{field}' is {value}, expected a positive number")
+    profile = dataclasses.replace(PROFILES[name], **overrides)
+    if profile.head not in ("text", "class-mean"):
+        raise ValueError(f"parameter 'head' is '{profile.head}', expected 'text' or 'class-mean'")
+    if not profile.task_names or len(set(profile.task_names)) < len(profile.task_names):
+        raise ValueError(f"parameter 'tasks' is '{profile.tasks}': name at least one task, none of them twice")
+    return profile
+
+
+def has_type(value: object, expected: type) -> bool:
+    """Whether a notebook parameter has its type; a whole number may stand for a float, but True is no number."""
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)

@@ -1,0 +1,122 @@
+"""Opening a study from a notebook: strict parameters, folders, device, and what all notebooks share."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from lib.device import Runtime, choose_runtime
+from lib.profiles import Profile, closest, get_profile, has_type
+from lib.store import Store, atomic_path, load_table, save_table
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = {"profile": str, "seed": int, "data_root": str, "device": str, "precision": str}
+_OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
+
+
+@dataclass(frozen=True)
+class Study:
+    """A profile, a seed and where things lie.
+
+    Attributes:
+        profile: model, tasks and budgets.
+        seed: names every random choice of fine-tuning and adaptation.
+        data_root: folder of a local mirror of data sets, or "" for the hub.
+        runtime: device and precision.
+        root: the repository (another folder in tests).
+    """
+
+    profile: Profile
+    seed: int = 0
+    data_root: str = ""
+    runtime: Runtime = field(default_factory=Runtime)
+    root: Path = ROOT
+
+    @property
+    def cache(self) -> Path:
+        """Git-ignored folder of drawn or decoded images."""
+        return self.root / "data" / "cache" / "images"
+
+    @property
+    def store(self) -> Store:
+        """Git-ignored artifacts: experts, masks, coefficients."""
+        return Store(self.root / "data" / "cache" / "artifacts")
+
+    @property
+    def results(self) -> Path:
+        """Folder of this profile's and seed's tables."""
+        return self.root / "data" / "results" / self.profile.name / f"seed{self.seed}"
+
+    def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Save a table as CSV under the study's results and give it back as it was read again."""
+        return load_table(save_table(table, self.results / f"{name}.csv"))
+
+    def save_image(self, image: Image.Image, name: str) -> Path:
+        """Save a picture as PNG beside the tables, from which figures are drawn."""
+        path = self.results / f"{name}.png"
+        with atomic_path(path) as temporary:
+            image.save(temporary, format="PNG", optimize=True)
+        return path
+
+    def load(self, name: str) -> pd.DataFrame:
+        """A table saved by this or another notebook."""
+        return load_table(self.results / f"{name}.csv")
+
+    def load_seeds(self, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
+        """The named tables of every seed that has all of them: seed -> name -> table."""
+        folders = sorted(self.results.parent.glob("seed*"), key=lambda folder: int(folder.name[4:]))
+        whole = [folder for folder in folders if all((folder / f"{name}.csv").is_file() for name in names)]
+        return {int(folder.name[4:]): {name: load_table(folder / f"{name}.csv") for name in names} for folder in whole}
+
+
+def open_study(namespace: MutableMapping[str, object]) -> Study:
+    """Check a notebook's parameters and open the study they describe.
+
+    Call it right after the parameters cell, as `study = open_study(globals())`. Everything the notebook has defined by
+    then is a parameter (given by its own cell, or by papermill's `-p`), so a misspelt one is caught here instead of
+    being ignored.
+
+    Args:
+        namespace: the notebook's `globals()`.
+
+    Returns:
+        The study.
+
+    Raises:
+        ValueError: for an unknown name, a wrong type, an unknown profile, device or precision; the message
+            names the known ones.
+    """
+    known = (*SETTINGS, *(item.name for item in fields(Profile) if item.name != "name"))
+    simple = (str, int, float, bool, list, tuple, dict, type(None))
+    given = {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, simple)
+    }
+    if _OPENED in namespace:  # the cell is run again: the notebook's own variables are there by now
+        given = {name: value for name, value in given.items() if name in known}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"unknown parameter '{name}'{closest(name, known)}; known: {', '.join(known)}")
+        if name in SETTINGS and not has_type(value, SETTINGS[name]):
+            expected = SETTINGS[name].__name__
+            raise ValueError(f"parameter '{name}' is {value!r} ({type(value).__name__}), expected {expected}")
+    overrides = {name: value for name, value in given.items() if name not in SETTINGS}
+    if overrides.get("tasks") == "":  # an empty list of tasks means the profile's own
+        del overrides["tasks"]
+    settings = {"profile": "tiny", "seed": 0, "data_root": "", "device": "auto", "precision": "auto"}
+    settings |= {name: value for name, value in given.items() if name in SETTINGS}
+    if settings["seed"] < 0:
+        raise ValueError(f"parameter 'seed' is {settings['seed']}, expected 0, 1, 2, ...")
+    study = Study(
+        profile=get_profile(settings["profile"], **overrides),
+        seed=settings["seed"],
+        data_root=settings["data_root"],
+        runtime=choose_runtime(settings["device"], settings["precision"]),
+    )
+    namespace[_OPENED] = True
+    return study

@@ -1,0 +1,218 @@
+"""What the notebooks share once a study is open: the model, its tasks and heads, the experts, scoring, adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pandas as pd
+from torch import Tensor
+
+from lib import adaptation, fine_tuning
+from lib.evaluation import evaluate
+from lib.flat_model import FlatModel
+from lib.layout import Layout
+from lib.models import Clip, class_mean_head, image_features, load_clip, on_device, text_head
+from lib.objectives import PredictionEntropy
+from lib.store import Artifact, Checkpoint, digest
+from lib.study import Study
+from lib.task_vectors import task_vectors
+from lib.tasks import Split, Task, load_split, load_task, prepare
+
+Table = pd.DataFrame
+
+
+@dataclass
+class Workspace:
+    """The parts of an open study, each made when first asked for and kept.
+
+    Attributes:
+        study: profile, seed, folders, device.
+    """
+
+    study: Study
+    _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def clip(self) -> Clip:
+        """The pre-trained model, on the study's device."""
+        profile = self.study.profile
+        return on_device(load_clip(profile.model, profile.pretrained), self.study.runtime)
+
+    @cached_property
+    def model(self) -> FlatModel:
+        """The image encoder as a point in R^D."""
+        return FlatModel(self.clip.visual, self.study.runtime.device)
+
+    @property
+    def layout(self) -> Layout:
+        """Where each layer lies in the flat vector."""
+        return self.model.layout
+
+    @cached_property
+    def theta0(self) -> Tensor:
+        """Pre-trained parameters of the image encoder [D]."""
+        return self.model.initial()
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """The profile's tasks by name, in its order."""
+        return {name: load_task(name, data_root=self.study.data_root) for name in self.study.profile.task_names}
+
+    def split(self, name: str) -> dict[str, Split]:
+        """One split ("train", "validation", "adaptation" or "test") of every task."""
+        if name not in self._splits:
+            options = {
+                "sizes": self.study.profile.sizes,
+                "image_size": self.clip.image_size,
+                "data_root": self.study.data_root,
+                "cache": self.study.cache,
+            }
+            prepare(list(self.tasks.values()), splits=[name], **options)
+            self._splits[name] = {key: load_split(task, name, **options) for key, task in self.tasks.items()}
+        return self._splits[name]
+
+    @cached_property
+    def heads(self) -> dict[str, Tensor]:
+        """The frozen classification head of every task [C, width], as the profile says: from text or class means."""
+        if self.study.profile.head == "text":
+            return {name: text_head(self.clip, task.class_names, task.templates) for name, task in self.tasks.items()}
+        encoder = self.model.move_to(self.theta0)
+        heads = {}
+        for name, train in self.split("train").items():
+            features = image_features(encoder, train.images, self.clip.preprocess, self.study.runtime)
+            classes = len(self.tasks[name].class_names)
+            heads[name] = class_mean_head(features, train.labels, classes, self.clip.logit_scale)
+        return heads
+
+    def expert(self, task: str) -> Artifact:
+        """The expert of a task: tensor "theta" [D] and its learning curve; fine-tuned now if it is not there yet."""
+        profile, seed = self.study.profile, self.study.seed
+        train, validation = self.split("train")[task], self.split("validation")[task]
+        recipe = {
+            "steps": profile.fine_tuning_steps,
+            "batch": profile.fine_tuning_batch,
+            "learning_rate": profile.fine_tuning_rate,
+        }
+        determines = {
+            "version": fine_tuning.VERSION,
+            "task": task,
+            "seed": seed,
+            "start": digest(self.theta0, self.heads[task]),
+            "images": digest(train.images, train.labels, validation.images, validation.labels),
+            "precision": self.study.runtime.precision,
+            **recipe,
+        }
+
+        def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
+            theta, curve = fine_tuning.fine_tune(
+                self.model,
+                self.theta0,
+                self.heads[task],
+                (train.images, train.labels),
+                (validation.images, validation.labels),
+                self.clip.preprocess,
+                self.study.runtime,
+                task=task,
+                seed=seed,
+                checkpoint=checkpoint,
+                **recipe,
+            )
+            return {"theta": theta}, curve
+
+        return self.study.store.get("expert", determines, make)
+
+    @cached_property
+    def experts(self) -> dict[str, dict[str, Tensor]]:
+        """Every task's expert as a state dict of the image encoder."""
+        return {name: self.layout.views(self.expert(name).tensors["theta"]) for name in self.tasks}
+
+    @cached_property
+    def task_vectors(self) -> Tensor:
+        """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
+        device = self.study.runtime.device
+        return task_vectors(self.theta0.cpu(), list(self.experts.values()), self.layout).to(device)
+
+    def evaluate(self, theta: Tensor, method: str, *splits: str, tasks: Sequence[str] = ()) -> Table:
+        """Score a point of R^D: rows (method, task, split, seed, accuracy, loss, n).
+
+        Args:
+            theta: parameters of the image encoder [D].
+            method: value of that column.
+            splits: which splits; by default the held-out "test".
+            tasks: which tasks; by default all.
+        """
+        chosen = {
+            split: {name: self.split(split)[name] for name in tasks or self.tasks} for split in splits or ("test",)
+        }
+        tables = [
+            evaluate(
+                theta.to(self.study.runtime.device),
+                self.model,
+                self.heads,
+                {
+                    name: (self.split(split)[name].images, self.split(split)[name].labels)
+                    for name in tasks or self.tasks
+                },
+                self.clip.preprocess,
+                self.study.runtime,
+                method=method,
+                split=split,
+                seed=self.study.seed,
+            )
+            for split, parts in chosen.items()
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def entropy(self) -> PredictionEntropy:
+        """The objective of test-time adaptation, on the unlabelled images of the adaptation split."""
+        return PredictionEntropy(
+            self.model,
+            list(self.heads.values()),
+            [part.images for part in self.split("adaptation").values()],
+            self.clip.preprocess,
+            self.study.runtime,
+            batch=self.study.profile.adaptation_batch,
+            seed=self.study.seed,
+        )
+
+    def adapt(self, label: str, *, rescaled_mask: Tensor | None = None, **options: object) -> adaptation.Adapted:
+        """Run `adaptation.adapt` on prediction entropy, or load the result of having run it before.
+
+        Args:
+            label: shown with the progress.
+            rescaled_mask: a fixed mask m_hat [D].
+            options: the keyword arguments of `adaptation.adapt`.
+        """
+        determines = {
+            "version": adaptation.VERSION,
+            "seed": self.study.seed,
+            "point": digest(self.theta0, self.task_vectors),
+            "mask": digest(rescaled_mask) if rescaled_mask is not None else None,
+            "heads": digest(*self.heads.values()),
+            "images": digest(*self.entropy.images),
+            "batch": self.study.profile.adaptation_batch,
+            "precision": self.study.runtime.precision,
+            **options,
+        }
+
+        def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
+            done = adaptation.adapt(
+                self.entropy,
+                self.theta0,
+                self.task_vectors,
+                self.layout,
+                rescaled_mask=rescaled_mask,
+                seed=self.study.seed,
+                label=label,
+                checkpoint=checkpoint,
+                **options,
+            )
+            tensors = {"coefficients": done.coefficients}
+            return tensors if done.logits is None else tensors | {"logits": done.logits}, done.curve
+
+        made = self.study.store.get("adaptation", determines, make)
+        tensors = {name: tensor.to(self.study.runtime.device) for name, tensor in made.tensors.items()}
+        return adaptation.Adapted(tensors["coefficients"], tensors.get("logits"), made.table)
