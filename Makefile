@@ -46,7 +46,7 @@ test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/
 
 figures: $(READY) ## Redraw every figure from the saved tables; runs no model
-	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)"
+	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)" --seed "$(SEED)"
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

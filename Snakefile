@@ -10,6 +10,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from lib.profiles import SETTINGS, get_profile, typed
+
 # One row per notebook: the notebooks whose results it needs, the tables it writes.
 NOTEBOOKS = {
     "00_pretraining": ([], ["pretraining", "probe"]),
@@ -22,21 +24,27 @@ NOTEBOOKS = {
 }
 
 PYTHON = shlex.quote(sys.executable)
-PROFILE = str(config.get("profile") or "tiny")
 SEED = int(config.get("seed") or 0)
-RUNS = f"runs/{PROFILE}/seed{SEED}"
-RESULTS = f"data/results/{PROFILE}/seed{SEED}"
-
 # The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
-ARGUMENTS = ["-r", "profile", PROFILE, "-p", "seed", str(SEED)]
-for name in ("data_root", "tasks"):
-    if config.get(name):
-        ARGUMENTS += ["-r", name, str(config[name])]
+TEXTS = {name: str(config[name]) for name in ("data_root", "tasks") if config.get(name)}
+TEXTS["profile"] = str(config.get("profile") or "tiny")
+PARAMS = {}
 for pair in shlex.split(str(config.get("params") or "")):
     name, equals, value = pair.partition("=")
     if not (equals and name.isidentifier()):
-        raise WorkflowError(f"params: '{pair}' is not of the form name=value, as in params=\"mask_steps=50 temperature=0.5\"")
-    ARGUMENTS += ["-p", name, value]
+        raise WorkflowError(f"params: '{pair}' is not name=value, as in params=\"mask_steps=50 temperature=0.5\"")
+    PARAMS[name] = value
+ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, value)] + ["-p", "seed", str(SEED)]
+ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, value)]
+
+# The same check as in the notebooks, before anything runs. Changed parameters file their results under a name of their own.
+try:
+    fields = {name: typed(value) for name, value in PARAMS.items()} | TEXTS
+    PROFILE = get_profile(TEXTS["profile"], **{k: v for k, v in fields.items() if k not in SETTINGS}).label
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
+RUNS = f"runs/{PROFILE}/seed{SEED}"
+RESULTS = f"data/results/{PROFILE}/seed{SEED}"
 
 
 def digest(*parts):

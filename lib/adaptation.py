@@ -16,6 +16,7 @@ step down the loss with m held fixed (inner level); then moves the logits one st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,7 +77,8 @@ def adapt(
     """Minimise the objective over coefficients, mask logits, or both (see the module's table).
 
     Args:
-        objective_at: step -> objective of that step's unlabelled batch; an objective maps theta [D] to (loss, G [D]).
+        objective_at: number of a batch -> objective on that unlabelled batch, which maps theta [D] to (loss, G [D]).
+            The two levels of a bi-level step take batches of their own.
         theta0: pre-trained parameters [D].
         task_vectors: [T, D].
         layout: where the layers lie.
@@ -111,20 +113,20 @@ def adapt(
     logits = torch.zeros_like(theta0) if learn_mask else None
     coefficient_optimiser = torch.optim.Adam([current], lr=learning_rate)
     mask_optimiser = torch.optim.Adam([logits], lr=mask_learning_rate) if learn_mask else None
+    optimisers = [optimiser for optimiser in (coefficient_optimiser, mask_optimiser) if optimiser]
     # With coefficients left alone, S never changes: sum it up once, whatever T.
     summed = concrete.weighted_sum(task_vectors, current, layout) if coefficients is None else None
     curve: list[tuple[int, float, float]] = []
     checkpoint = checkpoint or Checkpoint(None)
 
     def state() -> dict:
-        optimisers = [optimiser.state_dict() for optimiser in (coefficient_optimiser, mask_optimiser) if optimiser]
-        return {"current": current, "logits": logits, "optimisers": optimisers, "curve": curve}
+        states = [optimiser.state_dict() for optimiser in optimisers]
+        return {"current": current, "logits": logits, "optimisers": states, "curve": curve}
 
     if saved := checkpoint.load():
         current.copy_(saved["current"])
         if logits is not None:
             logits.copy_(saved["logits"])
-        optimisers = [optimiser for optimiser in (coefficient_optimiser, mask_optimiser) if optimiser]
         for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
             optimiser.load_state_dict(values)
         curve = [tuple(row) for row in saved["curve"]]
@@ -133,7 +135,6 @@ def adapt(
         return f"loss {curve[-1][1]:.3f}" if curve else ""
 
     for step in progress(range(len(curve), steps), label, total=steps - len(curve), postfix=recent_loss):
-        objective = objective_at(step)
         if learn_mask:
             uniform = torch.rand(layout.length, generator=generator("mask", seed, step)).to(theta0)
             mask = concrete.sample_mask(logits, temperature, uniform, layout)
@@ -142,7 +143,8 @@ def adapt(
             if learn_mask:
                 current.copy_(start)  # the inner level restarts at every step; Adam's moments are kept, as published
             summed = concrete.weighted_sum(task_vectors, current, layout)
-            loss, gradient = objective(theta0 + (summed if rescaled_mask is None else rescaled_mask * summed))
+            objective = objective_at(2 * step if learn_mask else step)  # two levels, two batches
+            loss, gradient = objective(concrete.merge_sum(theta0, summed, rescaled_mask))
             current.grad = concrete.coefficient_gradient(
                 gradient, task_vectors, layout, rescaled_mask, coefficients == "layer"
             )
@@ -150,10 +152,11 @@ def adapt(
         if learn_mask:
             if coefficients is not None:
                 summed = concrete.weighted_sum(task_vectors, current, layout)
-            loss, gradient = objective(theta0 + rescaled_mask * summed)
+            objective = objective_at(step if coefficients is None else 2 * step + 1)
+            loss, gradient = objective(concrete.merge_sum(theta0, summed, rescaled_mask))
             logits.grad = concrete.logit_gradient(gradient, summed, mask, temperature, layout)
             mask_optimiser.step()
-        if loss != loss or loss in (float("inf"), float("-inf")):
+        if not math.isfinite(loss):
             raise ValueError(f"{label}: the loss is {loss} at step {step}; lower the learning rate")
         density = mask.sum().item() / layout.parameters if learn_mask else float("nan")
         curve.append((step, loss, density))

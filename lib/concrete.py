@@ -91,7 +91,11 @@ def merge(
     Returns:
         theta [D].
     """
-    summed = weighted_sum(task_vectors, coefficients, layout)
+    return merge_sum(theta0, weighted_sum(task_vectors, coefficients, layout), rescaled_mask)
+
+
+def merge_sum(theta0: Tensor, summed: Tensor, rescaled_mask: Tensor | None) -> Tensor:
+    """`merge` with S [D] already summed up: theta0 + m_hat * S, or theta0 + S without a mask."""
     return theta0 + (summed if rescaled_mask is None else rescaled_mask * summed)
 
 

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib.plotting import ORDER, clean, heat_map, method_colours, new_figure, percent_axis
-from lib.profiles import PROFILES
 from lib.store import atomic_path, load_table
 from lib.study import ROOT
 
@@ -232,14 +231,17 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
-    """Draw every figure whose table is there, below `figures/<profile>/`.
+    """Draw every figure whose table is there, below `figures/<profile>/` (other seeds: a folder of their own in it).
 
     Raises:
-        FileNotFoundError: if the profile has no saved tables at all.
+        FileNotFoundError: if the profile has no saved tables; names those that have.
     """
-    tables, folder = root / "data" / "results" / profile / f"seed{seed}", root / "figures" / profile
+    results, folder = root / "data" / "results", root / "figures" / profile
+    tables = results / profile / f"seed{seed}"
+    folder = folder / f"seed{seed}" if seed else folder
     if not list(tables.glob("*.csv")):
-        raise FileNotFoundError(f"no saved tables below {tables}: run `make study PROFILE={profile}` first")
+        there = ", ".join(sorted(f"{path.parent.name} ({path.name})" for path in results.glob("*/seed*"))) or "none"
+        raise FileNotFoundError(f"no saved tables of '{profile}', seed {seed}: run `make study` first; saved: {there}")
     written = [save(relaxation(), folder / "relaxation.png")]
     if (tables / "contact_sheet.png").is_file():
         rows = list(load_table(tables / "learning_curves.csv")["task"].unique())
@@ -254,7 +256,7 @@ def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
 def main(arguments: list[str] | None = None) -> int:
     """Command line: draw all figures of a profile from its saved tables."""
     parser = argparse.ArgumentParser(description="Redraw every figure from saved tables; no model is run.")
-    parser.add_argument("--profile", default="tiny", choices=list(PROFILES))
+    parser.add_argument("--profile", default="tiny", help="a folder of data/results")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     matplotlib.use("agg")

@@ -13,6 +13,10 @@ DRAWN_TASKS = (
 REAL_TASKS = "sun397 stanford_cars resisc45 eurosat cifar10 gtsrb mnist dtd"  # CIFAR-10 stands in SVHN's place
 
 
+# What a notebook can be told besides the fields of a profile, and of which type.
+SETTINGS = {"profile": str, "seed": int, "data_root": str, "device": str, "precision": str}
+
+
 @dataclass(frozen=True)
 class Profile:
     """Everything that determines a study except its seed and the device.
@@ -60,6 +64,18 @@ class Profile:
     temperature: float = 0.5
     adaptation_steps: int = 200
     adaptation_rate: float = 1e-2
+
+    @property
+    def label(self) -> str:
+        """The name and what differs from that profile, e.g. `tiny+mask_steps=50`: where results are filed."""
+        original = PROFILES[self.name]
+        changed = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != getattr(original, field.name)
+        }
+        written = (f"+{name}={value}" for name, value in changed.items())
+        return self.name + "".join(written).replace(" ", ",").replace("/", "_")
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -127,3 +143,16 @@ def has_type(value: object, expected: type) -> bool:
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, expected)
+
+
+def typed(text: str) -> bool | int | float | str | None:
+    """The value that papermill's `-p` reads from `text`: True, False, None, a whole number, a number, else text."""
+    constants = {"True": True, "False": False, "None": None}
+    if text in constants:
+        return constants[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -23,6 +23,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from lib.profiles import typed
 from lib.progress import duration
 
 Cell = nbformat.NotebookNode
@@ -137,19 +138,6 @@ def run_notebook(
     os.replace(partial, output)
     report.say(f"finished in {duration(time.monotonic() - start)}")
     return output
-
-
-def typed(text: str) -> bool | int | float | str | None:
-    """The value that papermill's `-p` reads from `text`: True, False, None, a whole number, a number, else text."""
-    constants = {"True": True, "False": False, "None": None}
-    if text in constants:
-        return constants[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def main(arguments: list[str] | None = None) -> int:

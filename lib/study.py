@@ -10,11 +10,11 @@ import pandas as pd
 from PIL import Image
 
 from lib.device import Runtime, choose_runtime
-from lib.profiles import Profile, closest, get_profile, has_type
+from lib.profiles import PROFILES, SETTINGS, Profile, closest, get_profile, has_type
 from lib.store import Store, atomic_path, load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
-SETTINGS = {"profile": str, "seed": int, "data_root": str, "device": str, "precision": str}
+
 _OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
 
 
@@ -36,6 +36,19 @@ class Study:
     runtime: Runtime = field(default_factory=Runtime)
     root: Path = ROOT
 
+    def claim(self, holds: bool, statement: str) -> None:
+        """State an empirical claim of a notebook: it must hold at the default profile, elsewhere the truth is printed.
+
+        Raises:
+            AssertionError: if it does not hold although nothing about the default profile was changed.
+        """
+        if holds:
+            print("holds:", statement)
+        elif self.profile == PROFILES["tiny"]:
+            raise AssertionError(f"this no longer holds at the default profile: {statement}")
+        else:
+            print("does NOT hold with these parameters:", statement)
+
     @property
     def cache(self) -> Path:
         """Git-ignored folder of drawn or decoded images."""
@@ -48,8 +61,8 @@ class Study:
 
     @property
     def results(self) -> Path:
-        """Folder of this profile's and seed's tables."""
-        return self.root / "data" / "results" / self.profile.name / f"seed{self.seed}"
+        """Folder of this profile's and seed's tables; changed parameters get a folder of their own."""
+        return self.root / "data" / "results" / self.profile.label / f"seed{self.seed}"
 
     def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as CSV under the study's results and give it back as it was read again."""

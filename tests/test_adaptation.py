@@ -66,10 +66,10 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, mode):
     whole = adapt(towards(target), theta0, vectors, layout, steps=12, **mode)
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", every=0)
 
-    def dies_at_seven(step):
-        if step == 7:
+    def dies_at_seven(batch):
+        if batch == 7:
             raise KeyboardInterrupt
-        return towards(target)(step)
+        return towards(target)(batch)
 
     with pytest.raises(KeyboardInterrupt):
         adapt(dies_at_seven, theta0, vectors, layout, steps=12, checkpoint=checkpoint, **mode)

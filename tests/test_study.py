@@ -39,6 +39,20 @@ def test_a_wrong_parameter_is_one_clear_error(given, message):
         open_study(given)
 
 
+def test_changed_parameters_file_their_results_apart():
+    assert get_profile("tiny", mask_steps=PROFILES["tiny"].mask_steps).label == "tiny"
+    assert get_profile("tiny", mask_steps=7, tasks="scenes textures").label == "tiny+tasks=scenes,textures+mask_steps=7"
+    assert open_study({"mask_steps": 7}).results.parent.name == "tiny+mask_steps=7"
+
+
+def test_a_claim_must_hold_at_the_default_profile_and_is_reported_elsewhere(capsys):
+    open_study({}).claim(True, "one")
+    open_study({"mask_steps": 7}).claim(False, "two")
+    assert capsys.readouterr().out == "holds: one\ndoes NOT hold with these parameters: two\n"
+    with pytest.raises(AssertionError, match="default profile: three"):
+        open_study({"seed": 4}).claim(False, "three")
+
+
 def test_running_the_cell_again_ignores_the_notebooks_own_variables():
     namespace = {"seed": 1, "open_study": open_study, "In": [""]}
     open_study(namespace)

@@ -34,7 +34,7 @@ MODULES: dict[str, str] = {  # task -> module, in the order of the paper's eight
         "textures",
     )
 }
-TASK_WILD = 0.3  # how widely the tasks' own images vary; the web that the tiny CLIP learns from is at 1
+TASK_WILD = 0.15  # how widely the tasks' own images vary; most of the web that the tiny CLIP learns from is wilder
 CHUNK = 64  # images per random stream: what a worker draws at a time
 WORTH_WORKERS = 600  # below this many images, starting worker processes takes longer than drawing
 SCHEME = 1  # part of `source_tag`: raise it when seeds or chunks below change meaning

@@ -1,0 +1,120 @@
+"""The notebooks as documents, and the figures drawn from saved tables."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import figures
+from lib.evaluation import gather, main_table, paired_difference
+from lib.study import ROOT, open_study
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["00", "01", "02", "03", "04", "05", "90"]
+
+
+def test_the_first_code_cell_holds_parameters_that_the_study_knows(notebook):
+    tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code_cells(notebook)[:1]
+    namespace = {}
+    exec(tagged[0].source, namespace)
+    del namespace["__builtins__"]
+    assert open_study(namespace).profile.name == "tiny"
+
+
+def test_cells_are_short_and_prose_frames_them(notebook):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
+    assert np.median(lengths) <= 10
+    assert max(lengths) <= 25
+    assert len(notebook.cells) <= 40
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for part in ("What you will learn", "Runtime", "## Takeaways", "## Exercises"):
+        assert part in prose
+
+
+def test_outputs_are_committed_without_errors_and_the_notebook_asserts_its_claims(notebook):
+    for number, cell in enumerate(code_cells(notebook), start=1):
+        assert cell.execution_count == number, "outputs are not from one run from top to bottom"
+        assert not any(output.output_type == "error" for output in cell.outputs)
+    nodes = [node for cell in code_cells(notebook) for node in ast.walk(ast.parse(cell.source))]
+    assert any(isinstance(node, ast.Assert) for node in nodes)
+    assert any("NBVAL_CHECK_OUTPUT" in cell.source for cell in code_cells(notebook)) or "90" in str(notebook)
+
+
+def test_no_notebook_shows_a_path_of_the_machine_it_ran_on(notebook):
+    assert not re.findall(r"/(?:work|home|root|tmp|Users)/\w+", nbformat.writes(notebook))
+
+
+def test_every_figure_is_drawn_from_the_committed_tables(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "results").symlink_to(ROOT / "data" / "results")
+    written = figures.draw_all("tiny", root=tmp_path)
+    committed = sorted(path.name for path in (ROOT / "figures" / "tiny").glob("*.png"))
+    assert sorted(path.name for path in written) == committed
+    for path in written:
+        pixels = np.asarray(Image.open(path).convert("L"))
+        assert pixels.shape[0] > 200
+        assert pixels.std() > 5, f"{path.name} is blank"
+
+
+def test_figures_of_a_profile_without_tables_say_what_to_run(capsys):
+    with pytest.raises(FileNotFoundError, match="no saved tables of 'tiny-real', seed 0: run `make study` first"):
+        figures.draw_all("tiny-real", root=Path("/nonexistent"))
+
+
+def rows(method, values, split="test", seed=0):
+    return pd.DataFrame(
+        [
+            {"method": method, "task": task, "split": split, "seed": seed, "accuracy": value, "loss": 1.0, "n": 10}
+            for task, value in values.items()
+        ]
+    )
+
+
+def test_results_put_the_seeds_together():
+    tables = {
+        seed: {
+            "cross_evaluation": pd.concat(
+                [
+                    rows("pre-trained", {"a": 0.2, "b": 0.4}, seed=seed),
+                    rows("a", {"a": 0.9, "b": 0.1}, seed=seed),
+                    rows("b", {"a": 0.1, "b": 0.8}, seed=seed),
+                ]
+            ),
+            "fusion": rows("Task Arithmetic", {"a": 0.5, "b": 0.6 + seed / 10}, seed=seed),
+            "concrete_task_arithmetic": pd.concat(
+                [
+                    rows("Task Arithmetic", {"a": 0, "b": 0}, seed=seed),
+                    rows("Concrete Task Arithmetic", {"a": 0.6, "b": 0.7}, seed=seed),
+                ]
+            ),
+            "adaptation": rows("AdaMerging (layer-wise)", {"a": 0.8, "b": 0.7}, seed=seed),
+        }
+        for seed in (0, 1)
+    }
+    results = gather(tables)
+    assert results.groupby(["method", "task", "split", "seed"]).size().eq(1).all()
+    table = main_table(results)
+    assert table.loc["Experts", ["a", "b", "mean"]].tolist() == [90.0, 80.0, 85.0]
+    assert table.loc["Task Arithmetic", "b"] == 65.0
+    assert table.loc["Task Arithmetic", "std"] == pytest.approx(np.std([55, 60], ddof=1), abs=0.01)
+    difference = paired_difference(results, [("AdaMerging (layer-wise)", "Task Arithmetic")])
+    assert difference["mean difference"].iloc[0] == 17.5
+    assert difference["seeds"].iloc[0] == 2
