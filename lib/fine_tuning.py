@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pandas as pd
 import torch
@@ -62,6 +63,7 @@ def fine_tune(
     learning_rate: float,
     seed: int,
     checkpoint: Checkpoint | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, pd.DataFrame]:
     """Train the encoder on one task by cross-entropy under a frozen head (AdamW, warm-up, cosine decay).
 
@@ -82,6 +84,7 @@ def fine_tune(
         learning_rate: AdamW's peak.
         seed: names the random choices.
         checkpoint: where to save and from where to continue.
+        on_step: called after every step.
 
     Returns:
         The expert's parameters [D], and its learning curve (task, step, loss, validation_accuracy).
@@ -126,4 +129,5 @@ def fine_tune(
             return {"theta": theta, "optimiser": optimiser.state_dict(), **progress_so_far}
 
         checkpoint.save(state)
+        on_step()
     return theta, pd.DataFrame(curve, columns=["task", "step", "loss", "validation_accuracy"])

@@ -93,8 +93,8 @@ def load_clip(source: str = "", pretrained: str = "") -> Clip:
 
 
 @torch.no_grad()
-def text_head(clip: Clip, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """The zero-shot head of a task: normalised mean text embedding of each class's prompts, times the logit scale.
+def text_head(clip: Clip, class_names: Sequence[str], templates: Sequence[str], scale: float = 0.0) -> Tensor:
+    """The zero-shot head of a task: normalised mean text embedding of each class's prompts, times a logit scale.
 
     Radford et al., https://arxiv.org/abs/2103.00020, section 3.1.4 (prompt ensembling).
 
@@ -102,6 +102,7 @@ def text_head(clip: Clip, class_names: Sequence[str], templates: Sequence[str]) 
         clip: the model.
         class_names: C names.
         templates: prompts with one `{}`.
+        scale: factor between cosine similarity and logit; 0 takes the model's own.
 
     Returns:
         [C, width]; logits are `normalised features @ head.T`.
@@ -111,7 +112,7 @@ def text_head(clip: Clip, class_names: Sequence[str], templates: Sequence[str]) 
         tokens = clip.tokenizer([template.format(name) for template in templates])
         embeddings = clip.model.encode_text(tokens.to(clip.model.logit_scale.device), normalize=True)
         rows.append(torch.nn.functional.normalize(embeddings.mean(0), dim=0))
-    return torch.stack(rows) * clip.logit_scale
+    return torch.stack(rows) * (scale or clip.logit_scale)
 
 
 def class_mean_head(features: Tensor, labels: Tensor, classes: int, logit_scale: float) -> Tensor:

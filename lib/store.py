@@ -128,6 +128,10 @@ class Store:
         """Where the artifact of that kind and key lies, made or not."""
         return self.root / kind / key_of(determines)
 
+    def has(self, kind: str, determines: Mapping[str, object]) -> bool:
+        """Whether the artifact is there, finished."""
+        return (self.folder(kind, determines) / "about.json").is_file()
+
     def get(
         self,
         kind: str,
@@ -145,7 +149,7 @@ class Store:
             The artifact, read back from disk in either case.
         """
         folder = self.folder(kind, determines)
-        if not (folder / "about.json").is_file():
+        if not self.has(kind, determines):
             started = time.monotonic()
             tensors, table = make(Checkpoint(folder / "checkpoint.pt"))
             with atomic_path(folder / "tensors.safetensors") as temporary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from lib.flat_model import FlatModel
 from lib.layout import Layout
 from lib.models import Clip, class_mean_head, image_features, load_clip, on_device, text_head
 from lib.objectives import PredictionEntropy
+from lib.parallel import train_experts
 from lib.store import Artifact, Checkpoint, digest
 from lib.study import Study
 from lib.task_vectors import task_vectors
@@ -75,35 +76,68 @@ class Workspace:
 
     @cached_property
     def heads(self) -> dict[str, Tensor]:
-        """The frozen classification head of every task [C, width], as the profile says: from text or class means."""
-        if self.study.profile.head == "text":
-            return {name: text_head(self.clip, task.class_names, task.templates) for name, task in self.tasks.items()}
-        encoder = self.model.move_to(self.theta0)
-        heads = {}
-        for name, train in self.split("train").items():
+        """The frozen classification head of every task [C, width], as the profile says: from text or class means.
+
+        They are kept in the store: training processes must start from the same bits, whatever their number of threads.
+        """
+        model = digest(*self.clip.model.state_dict().values())
+        return {name: self._head(task, model) for name, task in self.tasks.items()}
+
+    def _head(self, task: Task, model: str) -> Tensor:
+        profile = self.study.profile
+        train = self.split("train")[task.name] if profile.head == "class-mean" else None
+        determines = {
+            "model": model,
+            "kind": profile.head,
+            "scale": profile.head_scale,
+            "classes": list(task.class_names),
+            "templates": list(task.templates),
+            "images": digest(train.images, train.labels) if train else None,
+        }
+
+        def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], None]:
+            if train is None:
+                return {"head": text_head(self.clip, task.class_names, task.templates, profile.head_scale)}, None
+            encoder = self.model.move_to(self.theta0)
             features = image_features(encoder, train.images, self.clip.preprocess, self.study.runtime)
-            classes = len(self.tasks[name].class_names)
-            heads[name] = class_mean_head(features, train.labels, classes, self.clip.logit_scale)
-        return heads
+            return {"head": class_mean_head(features, train.labels, len(task.class_names), profile.head_scale)}, None
+
+        return self.study.store.get("head", determines, make).tensors["head"]
 
     def expert(self, task: str) -> Artifact:
-        """The expert of a task: tensor "theta" [D] and its learning curve; fine-tuned now if it is not there yet."""
-        profile, seed = self.study.profile, self.study.seed
+        """The expert of a task: tensor "theta" [D] and its learning curve.
+
+        If it is not in the store, the experts of all tasks that are missing are trained now: on a CPU side by side, one
+        core each, on an accelerator one after the other.
+        """
+        missing = [name for name in self.tasks if not self._has_expert(name)]
+        if task in missing and self.study.runtime.device == "cpu":
+            train_experts(self.study, missing)
+        return self.make_expert(task)
+
+    def _has_expert(self, task: str) -> bool:
+        return self.study.store.has("expert", self._expert_key(task))
+
+    def _recipe(self) -> dict[str, float]:
+        profile = self.study.profile
+        names = {"steps": "fine_tuning_steps", "batch": "fine_tuning_batch", "learning_rate": "fine_tuning_rate"}
+        return {name: getattr(profile, field) for name, field in names.items()}
+
+    def _expert_key(self, task: str) -> dict[str, object]:
         train, validation = self.split("train")[task], self.split("validation")[task]
-        recipe = {
-            "steps": profile.fine_tuning_steps,
-            "batch": profile.fine_tuning_batch,
-            "learning_rate": profile.fine_tuning_rate,
-        }
-        determines = {
+        return {
             "version": fine_tuning.VERSION,
             "task": task,
-            "seed": seed,
+            "seed": self.study.seed,
             "start": digest(self.theta0, self.heads[task]),
             "images": digest(train.images, train.labels, validation.images, validation.labels),
             "precision": self.study.runtime.precision,
-            **recipe,
+            **self._recipe(),
         }
+
+    def make_expert(self, task: str, on_step: Callable[[], None] = lambda: None) -> Artifact:
+        """Fine-tune the expert of a task in this process, or load it if the store has it."""
+        train, validation = self.split("train")[task], self.split("validation")[task]
 
         def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
             theta, curve = fine_tuning.fine_tune(
@@ -115,13 +149,14 @@ class Workspace:
                 self.clip.preprocess,
                 self.study.runtime,
                 task=task,
-                seed=seed,
+                seed=self.study.seed,
                 checkpoint=checkpoint,
-                **recipe,
+                on_step=on_step,
+                **self._recipe(),
             )
             return {"theta": theta}, curve
 
-        return self.study.store.get("expert", determines, make)
+        return self.study.store.get("expert", self._expert_key(task), make)
 
     @cached_property
     def experts(self) -> dict[str, dict[str, Tensor]]:

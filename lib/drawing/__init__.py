@@ -34,7 +34,7 @@ MODULES: dict[str, str] = {  # task -> module, in the order of the paper's eight
         "textures",
     )
 }
-TASK_WILD = 0.15  # how widely the tasks' own images vary; most of the web that the tiny CLIP learns from is wilder
+TASK_WILD = 0.05  # how widely the tasks' own images vary; the web that the tiny CLIP learns from is wilder
 CHUNK = 64  # images per random stream: what a worker draws at a time
 WORTH_WORKERS = 600  # below this many images, starting worker processes takes longer than drawing
 SCHEME = 1  # part of `source_tag`: raise it when seeds or chunks below change meaning
@@ -112,7 +112,7 @@ def draw_chunk(module: str, names: tuple[str | int, ...], labels: np.ndarray, wi
     return np.stack(images).transpose(0, 3, 1, 2).copy()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let a worker end when its parent is killed, which would otherwise leave it waiting for ever."""
 
     def watch() -> None:
@@ -145,7 +145,7 @@ def draw_splits(jobs: Sequence[Job], workers: int | None = None) -> list[tuple[n
     if workers > 1 and len(pieces) > 1:
         try:
             context = multiprocessing.get_context("spawn")  # safe beside torch's threads, unlike fork
-            with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+            with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
                 chunks = list(pool.map(draw_chunk, *zip(*pieces, strict=True)))
         except (BrokenProcessPool, OSError):
             chunks = None  # e.g. a sandbox without processes, or a script without an `if __name__ == "__main__"`
