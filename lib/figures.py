@@ -44,7 +44,7 @@ def pretraining(table: Table) -> Figure:
     left.set(xlabel="step", ylabel="contrastive loss (nats)", title="Loss")
     right.plot(table["step"], 100 * table["accuracy"], color="C1")
     percent_axis(right, "y", "own caption ranked first (%)")
-    right.set(xlabel="step", title="Picture finds its caption among 256")
+    right.set(xlabel="step", title="Picture finds its caption among 128")
     return figure
 
 
@@ -75,8 +75,8 @@ def learning_curves(table: Table) -> Figure:
 
 
 def cross_evaluation(table: Table) -> Figure:
-    """Accuracy of every expert on every task; the diagonal is each one's own task."""
-    wide = table.pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
+    """Held-out accuracy of every expert on every task; the diagonal is each one's own task."""
+    wide = table[table["split"] == "test"].pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
     figure, axes = new_figure(8.5, 6.2)
     heat_map(axes, wide, "accuracy (%)", fmt=".0f", vmin=0, vmax=100, cmap="viridis")
     axes.set(xlabel="evaluated on", ylabel="expert of", title="Experts are good at their own task only")

@@ -83,7 +83,7 @@ def clean(name: str) -> str:
 def method_colours(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
     """The same colour for a method in every figure; unknown names get what is left."""
     palette = sns.color_palette("colorblind", 10)
-    fixed = {method: palette[number % 10] for number, method in enumerate(ORDER)}
+    fixed = {method: palette[number % 10] for number, method in enumerate(ORDER)} | {"Experts": (0.2, 0.2, 0.2)}
     return {method: fixed.get(method, palette[9 - number % 10]) for number, method in enumerate(methods)}
 
 

@@ -77,8 +77,9 @@ class Profile:
             for field in dataclasses.fields(self)
             if getattr(self, field.name) != getattr(original, field.name)
         }
-        written = (f"+{name}={value}" for name, value in changed.items())
-        return self.name + "".join(written).replace(" ", ",").replace("/", "_")
+        if "tasks" in changed:
+            changed["tasks"] = ",".join(self.task_names)
+        return self.name + "".join(f"+{name}={value}" for name, value in changed.items()).replace("/", "_")
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -100,7 +101,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("tiny"),
-        Profile("tiny-real", tasks=REAL_TASKS, head="class-mean", train_images=6000, fine_tuning_steps=800),
+        Profile("tiny-real", tasks=REAL_TASKS, head="class-mean", train_images=6000, fine_tuning_steps=500),
     )
 }
 

@@ -11,7 +11,8 @@ def test_defaults_and_overrides():
     study = open_study({"profile": "tiny", "seed": 3, "mask_steps": 7, "temperature": 1, "tasks": "scenes, textures"})
     assert (study.profile.mask_steps, study.profile.temperature, study.seed) == (7, 1, 3)
     assert study.profile.task_names == ("scenes", "textures")
-    assert study.results.parts[-3:] == ("results", "tiny", "seed3")
+    assert study.results.parts[-1] == "seed3"
+    assert open_study({}).results.parts[-3:] == ("results", "tiny", "seed0")
     assert open_study({}).profile == PROFILES["tiny"]
     assert open_study({"tasks": ""}).profile == PROFILES["tiny"]
 
