@@ -76,7 +76,8 @@ def learning_curves(table: Table) -> Figure:
 
 def cross_evaluation(table: Table) -> Figure:
     """Held-out accuracy of every expert on every task; the diagonal is each one's own task."""
-    wide = table[table["split"] == "test"].pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
+    held_out = table[table["split"] == "test"]
+    wide = held_out.pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
     figure, axes = new_figure(8.5, 6.2)
     heat_map(axes, wide, "accuracy (%)", fmt=".0f", vmin=0, vmax=100, cmap="viridis")
     axes.set(xlabel="evaluated on", ylabel="expert of", title="Experts are good at their own task only")
