@@ -34,6 +34,7 @@ class Workspace:
 
     study: Study
     _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
+    _keys: dict[str, dict[str, object]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def clip(self) -> Clip:
@@ -124,6 +125,11 @@ class Workspace:
         return {name: getattr(profile, field) for name, field in names.items()}
 
     def _expert_key(self, task: str) -> dict[str, object]:
+        if task not in self._keys:  # hashing all training images takes long enough to do it once
+            self._keys[task] = self._make_expert_key(task)
+        return self._keys[task]
+
+    def _make_expert_key(self, task: str) -> dict[str, object]:
         train, validation = self.split("train")[task], self.split("validation")[task]
         return {
             "version": fine_tuning.VERSION,
@@ -178,26 +184,22 @@ class Workspace:
             splits: which splits; by default the held-out "test".
             tasks: which tasks; by default all.
         """
-        chosen = {
-            split: {name: self.split(split)[name] for name in tasks or self.tasks} for split in splits or ("test",)
-        }
-        tables = [
-            evaluate(
-                theta.to(self.study.runtime.device),
-                self.model,
-                self.heads,
-                {
-                    name: (self.split(split)[name].images, self.split(split)[name].labels)
-                    for name in tasks or self.tasks
-                },
-                self.clip.preprocess,
-                self.study.runtime,
-                method=method,
-                split=split,
-                seed=self.study.seed,
+        tables = []
+        for split in splits or ("test",):
+            parts = {name: self.split(split)[name] for name in tasks or self.tasks}
+            tables.append(
+                evaluate(
+                    theta.to(self.study.runtime.device),
+                    self.model,
+                    self.heads,
+                    {name: (part.images, part.labels) for name, part in parts.items()},
+                    self.clip.preprocess,
+                    self.study.runtime,
+                    method=method,
+                    split=split,
+                    seed=self.study.seed,
+                )
             )
-            for split, parts in chosen.items()
-        ]
         return pd.concat(tables, ignore_index=True)
 
     @cached_property

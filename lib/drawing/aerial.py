@@ -285,4 +285,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     _scatter(rng, art, wild)
     PAINTERS[label](rng, art)
     image = canvas.camera(rng, art, 0.05 + 0.3 * wild, 180)
-    return canvas.nuisance(rng, image, 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return canvas.nuisance(rng, image, wild)

@@ -121,22 +121,21 @@ def camera(rng: np.random.Generator, art: Canvas, zoom: float, turn: float) -> n
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 
-def nuisance(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.ndarray:
+def nuisance(rng: np.random.Generator, image: np.ndarray, wild: float) -> np.ndarray:
     """What a camera and the web do to a picture, independent of its class.
 
-    Shift, brightness, contrast and colour cast, an occluding patch, blur and pixel noise, each growing with
-    `strength` (0: the image unchanged; the tasks use a small value, the pre-training world a large one).
+    Shift, brightness, contrast and colour cast, an occluding patch, blur and pixel noise, all growing with `wild`:
+    hardly visible in the tasks' own pictures, heavy in the wildest of the pre-training world.
 
     Args:
         rng: source of randomness.
         image: uint8 [SIZE, SIZE, 3].
-        strength: 0 to 1.
+        wild: 0 to 1.
 
     Returns:
         uint8 [SIZE, SIZE, 3].
     """
-    if strength <= 0:
-        return image
+    strength = 0.05 + 0.35 * wild + 0.5 * wild**3  # 0.07 for the tasks, 0.9 at the wildest
     reach = round(3 * strength)
     if reach:
         down, right = rng.integers(-reach, reach + 1, 2)

@@ -146,5 +146,5 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
         canvas.line([(x, y) for x, y in curve.tolist()], ink, pen)
         for x, y in (curve[0], curve[-1]):  # round ends
             canvas.ellipse(x, y, pen / 2, pen / 2, ink)
-    image = nuisance(rng, canvas.finish(), 0.05 + 0.35 * wild + 0.5 * wild**3)
+    image = nuisance(rng, canvas.finish(), wild)
     return image if coloured else np.repeat(image[..., 1:2], 3, axis=2)

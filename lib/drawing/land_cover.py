@@ -226,4 +226,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     haze = rng.uniform(0, 0.15 + 0.3 * wild)
     gain = rng.uniform(0.95 - 0.15 * wild, 1.25 + 0.15 * wild) * rng.uniform(1 - 0.25 * wild, 1 + 0.25 * wild, 3)
     image = image * gain * (1 - haze) + haze * np.asarray((150, 158, 168))
-    return canvas.nuisance(rng, np.clip(image, 0, 255).astype(np.uint8), 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return canvas.nuisance(rng, np.clip(image, 0, 255).astype(np.uint8), wild)

@@ -296,4 +296,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     image = canvas.camera(rng, art, 0.25 + 0.25 * wild, 12 * wild)
     # Light as the sky gives it: every class is seen at noon, in mist and at dusk.
     light = 1 - rng.uniform(0, 0.25 + 0.25 * wild) * (1 - np.asarray(sky[1], dtype=np.float32) / 255)
-    return canvas.nuisance(rng, (image * light).astype(np.uint8), 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return canvas.nuisance(rng, (image * light).astype(np.uint8), wild)

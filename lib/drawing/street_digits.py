@@ -169,4 +169,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     if rng.random() < 0.4:  # relief
         canvas.image.paste(jitter(rng, ground, 60), (2, 3), digits)
     canvas.image.paste(ink, (0, 0), digits)
-    return nuisance(rng, canvas.finish(), 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return nuisance(rng, canvas.finish(), wild)

@@ -235,4 +235,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     canvas.paste(mix(field, low, high))
     image = canvas.finish()
     light = 1 - (0.25 + 0.35 * wild) * smooth_noise(rng, 3, SIZE)[..., None]  # uneven light
-    return nuisance(rng, (image * light).astype(np.uint8), 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return nuisance(rng, (image * light).astype(np.uint8), wild)

@@ -245,4 +245,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     canvas.image.paste(Image.merge("RGB", bands), (0, 0), outline)
     light = rng.uniform(0.3, 1.1) * (0.75 + 0.5 * smooth_noise(rng, 2, SIZE)[..., None])  # dusk, noon, shade
     image = np.minimum(canvas.finish() * light, 255).astype(np.uint8)
-    return nuisance(rng, image, 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return nuisance(rng, image, wild)

@@ -198,4 +198,4 @@ def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
     painter = {"city bus": _bus, "lorry": _lorry, "tractor": _tractor}.get(name, _car)
     painter(rng, placed, paint, glass, name)
     image = canvas.camera(rng, art, 0.03 + 0.2 * wild, 10 * wild)
-    return canvas.nuisance(rng, image, 0.05 + 0.35 * wild + 0.5 * wild**3)
+    return canvas.nuisance(rng, image, wild)
