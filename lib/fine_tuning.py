@@ -84,7 +84,7 @@ def fine_tune(
         learning_rate: AdamW's peak.
         seed: names the random choices.
         checkpoint: where to save and from where to continue.
-        on_step: called after every step.
+        on_step: called after every step, and once for each step that a checkpoint already holds.
 
     Returns:
         The expert's parameters [D], and its learning curve (task, step, loss, validation_accuracy).
@@ -103,6 +103,8 @@ def fine_tune(
         theta.copy_(saved["theta"])
         optimiser.load_state_dict(saved["optimiser"])
         done, curve, recent = saved["step"], [tuple(row) for row in saved["curve"]], saved["recent"]
+    for _ in range(done):
+        on_step()
     look = max(1, steps // 8)  # points on the learning curve
 
     for step in progress(range(done, steps), f"fine-tuning {task}", total=steps - done):

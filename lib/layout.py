@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -74,13 +74,15 @@ class Layout:
         """Number of parameters, padding not counted."""
         return sum(self.sizes)
 
+    @lru_cache(maxsize=8)  # noqa: B019 - layouts are few and small, and every step of every loop asks
     def layer_of_block(self, device: torch.device | str = "cpu") -> Tensor:
-        """Which layer each block belongs to: int64 [D / BLOCK]."""
+        """Which layer each block belongs to: int64 [D / BLOCK], shared by all callers."""
         starts = torch.tensor(self.offsets)
         return torch.repeat_interleave(torch.arange(self.layers), starts.diff() // self.block).to(device)
 
+    @lru_cache(maxsize=8)  # noqa: B019
     def inside(self, device: torch.device | str = "cpu") -> Tensor:
-        """1 where the flat vector holds a parameter, 0 in the padding: float32 [D]."""
+        """1 where the flat vector holds a parameter, 0 in the padding: float32 [D], shared by all callers."""
         mark = torch.zeros(self.length, device=device)
         for start, size in zip(self.offsets, self.sizes, strict=False):
             mark[start : start + size] = 1

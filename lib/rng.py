@@ -6,17 +6,17 @@ to carry along, because step 17 of "batches of task mnist, seed 0" always means 
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from lib.names import hash_of
+
 
 def seed_of(*names: str | int) -> int:
     """A 63-bit seed that depends on all the names, the same on every machine and in every process."""
-    text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hash_of(*names)[:8], "big") >> 1
 
 
 def generator(*names: str | int) -> torch.Generator:

@@ -21,6 +21,8 @@ from types import ModuleType
 
 import numpy as np
 
+from lib.names import hash_of
+
 MODULES: dict[str, str] = {  # task -> module, in the order of the paper's eight
     name: f"{__name__}.{name}"
     for name in (
@@ -58,9 +60,7 @@ def drawing(task: str) -> ModuleType:
 
 def named_rng(*names: str | int) -> np.random.Generator:
     """A generator that depends on all the names, the same on every machine and in every process."""
-    text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
-    entropy = int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
-    return np.random.default_rng(np.random.SeedSequence(entropy))
+    return np.random.default_rng(np.random.SeedSequence(int.from_bytes(hash_of(*names)[:16], "big")))
 
 
 def source_tag(task: str) -> str:
