@@ -1,49 +1,15 @@
-"""Merging task vectors without training: pure functions from tensors to a tensor.
-
-Every method has the signature `method(theta0: [D], task_vectors: [T, D], layout, *, hyperparameters) -> [D]` and
-carries its paper through the decorator `fusion_method`, from which the notebooks build their table of methods.
-"""
+"""Merging by arithmetic on task vectors: averages, sums, and sums of what trimming or dropping leaves."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lib.fusion.methods import fusion_method
 from lib.layout import Layout
-from lib.task_vectors import check_task_vectors
 
 
-@dataclass(frozen=True)
-class FusionMethod:
-    """A fusion method and where it comes from."""
-
-    name: str
-    paper: str
-    merge: Callable[..., Tensor]
-
-
-METHODS: dict[str, FusionMethod] = {}
-
-
-def fusion_method(name: str, paper: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a merging function under its printed name, with the link of its paper; its inputs are checked."""
-
-    def register(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def checked(theta0: Tensor, task_vectors: Tensor, layout: Layout, **hyperparameters: float) -> Tensor:
-            check_task_vectors(theta0, task_vectors, layout)
-            return merge(theta0, task_vectors, layout, **hyperparameters)
-
-        checked.__name__, checked.__doc__ = merge.__name__, merge.__doc__
-        METHODS[merge.__name__] = FusionMethod(name, paper, checked)
-        return checked
-
-    return register
-
-
-@fusion_method("Weight averaging", "https://arxiv.org/abs/2203.05482")
+@fusion_method("Weight averaging", "Wortsman et al., 2022", "https://arxiv.org/abs/2203.05482")
 def weight_averaging(theta0: Tensor, task_vectors: Tensor, layout: Layout) -> Tensor:
     """The mean of the experts: theta = theta0 + (1/T) sum_t tau_t (Wortsman et al., 2022).
 
@@ -58,7 +24,7 @@ def weight_averaging(theta0: Tensor, task_vectors: Tensor, layout: Layout) -> Te
     return theta0 + task_vectors.mean(0)
 
 
-@fusion_method("Task Arithmetic", "https://arxiv.org/abs/2212.04089")
+@fusion_method("Task Arithmetic", "Ilharco et al., 2023", "https://arxiv.org/abs/2212.04089")
 def task_arithmetic(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_factor: float = 0.3) -> Tensor:
     """The scaled sum of task vectors: theta = theta0 + scaling_factor * sum_t tau_t (Ilharco et al., 2023).
 
@@ -74,7 +40,7 @@ def task_arithmetic(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, sca
     return theta0 + scaling_factor * task_vectors.sum(0)
 
 
-@fusion_method("Ties-Merging", "https://arxiv.org/abs/2306.01708")
+@fusion_method("Ties-Merging", "Yadav et al., 2023", "https://arxiv.org/abs/2306.01708")
 def ties_merging(
     theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_factor: float = 0.3, density: float = 0.2
 ) -> Tensor:

@@ -1,0 +1,11 @@
+"""Merging task vectors without training: pure functions from tensors to a tensor.
+
+Every method has the signature `method(theta0: [D], task_vectors: [T, D], layout, *, hyperparameters) -> [D]` and
+carries its paper through the decorator `fusion_method`, from which the notebooks build their table of methods.
+Methods that need data take statistics of it as a tensor; they never see a model or an image.
+"""
+
+from lib.fusion.arithmetic import task_arithmetic, ties_merging, weight_averaging
+from lib.fusion.methods import METHODS, FusionMethod, fusion_method
+
+__all__ = ["METHODS", "FusionMethod", "fusion_method", "task_arithmetic", "ties_merging", "weight_averaging"]

@@ -1,0 +1,53 @@
+"""The table of fusion methods: one decorator that registers a merging function with its paper and its needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+
+from torch import Tensor
+
+from lib.layout import Layout
+from lib.task_vectors import check_task_vectors
+
+
+@dataclass(frozen=True)
+class FusionMethod:
+    """A fusion method, where it comes from and what it needs beside the parameters.
+
+    Attributes:
+        name: as printed in tables and figures.
+        reference: authors and year.
+        paper: link.
+        needs_data: whether it needs images of the tasks.
+        needs_labels: whether it needs their labels too.
+        merge: the function itself.
+    """
+
+    name: str
+    reference: str
+    paper: str
+    needs_data: bool
+    needs_labels: bool
+    merge: Callable[..., Tensor]
+
+
+METHODS: dict[str, FusionMethod] = {}
+
+
+def fusion_method(
+    name: str, reference: str, paper: str, *, needs_data: bool = False, needs_labels: bool = False
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register `merge(theta0: [D], task_vectors: [T, D], layout, *, ...) -> [D]`; what it is given is checked first."""
+
+    def register(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @wraps(merge)
+        def checked(theta0: Tensor, task_vectors: Tensor, layout: Layout, **hyperparameters: object) -> Tensor:
+            check_task_vectors(theta0, task_vectors, layout)
+            return merge(theta0, task_vectors, layout, **hyperparameters)
+
+        METHODS[merge.__name__] = FusionMethod(name, reference, paper, needs_data, needs_labels, checked)
+        return checked
+
+    return register
