@@ -1,0 +1,174 @@
+r"""Merging inside a subspace, and the way back: theta from coefficients and a mask, their gradients from G.
+
+The fast form of `lib.concrete`, for vectors that are large beside the cache. Beside theta0, the task vectors and G it
+holds theta, the logits and Adam's two moments, and nothing else of length D. A step with T task vectors moves
+
+    4 B (mask sums) + (12 + 4 T) B (merge) + (12 + 4 T) B (pull) + 32 B (logits and Adam) per parameter,
+
+64 bytes when T = 1, which is Concrete Task Arithmetic whatever the number of tasks: its coefficients never change, so
+its only "task vector" is their sum.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lib import kernels
+from lib.concrete import SMALLEST_MEAN
+from lib.kernels import TASKS_AT_ONCE, Draw
+from lib.layout import Layout
+from lib.noise import block_keys
+from lib.sharding import Shard
+
+
+class MergeStep:
+    """theta = theta0 + m_hat * sum_t lambda_t tau_t, with all that is needed to learn lambda and the logits of m.
+
+    Args:
+        theta0: pre-trained parameters [D].
+        task_vectors: float32, bfloat16 or float16 [T, D].
+        layout: where the layers lie.
+        rescaled_mask: a fixed mask m_hat [D]; None for the whole space, or for a mask to be learned.
+        backend: "compiled", "eager", or "auto": compiled where that pays and a compiler is found.
+        shard: this process's part; theta0, task_vectors and rescaled_mask are then that part of the vectors.
+    """
+
+    def __init__(
+        self,
+        theta0: Tensor,
+        task_vectors: Tensor,
+        layout: Layout,
+        *,
+        rescaled_mask: Tensor | None = None,
+        backend: str = "auto",
+        shard: Shard | None = None,
+    ) -> None:
+        self.layout, self.shard = layout, shard or Shard(layout)
+        self.theta0 = self._blocks(theta0)
+        self.task_vectors = self._blocks(task_vectors)
+        self.mask: kernels.Mask = None if rescaled_mask is None else self._blocks(rescaled_mask)
+        self.compiled = kernels.uses_compiler(backend, theta0.numel(), theta0.device)
+        self.theta = theta0.new_empty(layout.length)
+        self._own_theta = self._blocks(self.theta[self.shard.elements])
+        self._counts = layout.counts(theta0)
+        self._mean = torch.ones_like(self._counts)
+
+    def _blocks(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (-1, self.layout.block))
+
+    def learn_mask(self, *, temperature: float, learning_rate: float, seed: int) -> None:
+        """Begin to learn a mask: logits 0, Adam's moments 0.
+
+        Args:
+            temperature: of the samples.
+            learning_rate: Adam's.
+            seed: names the noise; a number below 2^63.
+
+        Raises:
+            ValueError: if the temperature is not positive.
+        """
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}, expected a positive number; the paper uses 0.5")
+        device = self.theta0.device
+        self.logits, self.first_moment, self.second_moment = (torch.zeros_like(self.theta0.flatten()) for _ in range(3))
+        self.updates, self.learning_rate, self.seed, self.temperature = 0, learning_rate, seed, temperature
+        self._lanes = torch.arange(self.layout.block, dtype=torch.int32, device=device)
+        own = slice(self.shard.first, self.shard.first + self.shard.blocks)
+        self._valid = self.layout.valid_in_block(device)[own]
+        half = temperature == 0.5
+        self._inverse_temperature = None if half else torch.tensor(1 / temperature, dtype=torch.float64).to(self.theta0)
+
+    def draw(self, step: int) -> Tensor:
+        """Sample the mask of a step, which is a function of (seed, step, element index) and the logits.
+
+        Returns:
+            Mean of the mask over each layer [L].
+        """
+        keys = block_keys(self.shard.blocks, self.seed, step, first=self.shard.first, device=self.theta0.device)
+        self.mask = Draw(self._blocks(self.logits), keys, self._valid, self._lanes, self._inverse_temperature)
+        sums = self.theta0.new_empty(self.shard.blocks, 1)
+        self._run(kernels.mask_sums, sums, self.mask)
+        mean = self.shard.layer_sums(sums) / self._counts
+        self._mean = mean.clamp(min=SMALLEST_MEAN)
+        return mean
+
+    def merge(self, coefficients: Tensor) -> Tensor:
+        """Merged parameters at some coefficients, task-wise [T] or layer-wise [T, L].
+
+        Returns:
+            theta [D], whole on every rank. The next call overwrites it, and so does `update_mask`.
+        """
+        self._coefficients = self._layer_wise(coefficients)
+        weights = self.shard.per_block(self._coefficients / self._mean)  # [T, n, 1]
+        base = self.theta0
+        for tasks in self._groups():
+            self._run(kernels.merge, self._own_theta, base, self.task_vectors[tasks], weights[tasks], self.mask)
+            base = self._own_theta
+        return self.shard.gather(self._own_theta.flatten(), out=self.theta) if self.shard.ranks > 1 else self.theta
+
+    def coefficient_gradient(self, gradient: Tensor) -> Tensor:
+        """dLoss/dlambda_{t,l} = sum_{i in l} G_i m_hat_i tau_{t,i}: G [D] -> [T, L]; sum over L if task-wise."""
+        gradient, dots = self.shard.reduce(gradient), self._no_dots()
+        for tasks in self._groups():
+            self._run(kernels.pull, dots[tasks], gradient, self.task_vectors[tasks], self.mask)
+        return self.shard.layer_sums(dots) / self._mean
+
+    def update_mask(self, gradient: Tensor) -> Tensor:
+        """One step of Adam on the logits, by G = dLoss/dtheta [D] at the theta that `merge` gave last.
+
+        Returns:
+            The coefficients' gradient [T, L] at the same point, which costs nothing more.
+        """
+        gradient, dots = self.shard.reduce(gradient), self._no_dots()
+        summed = self._own_theta  # theta is not needed any more, S fits in its place
+        weights = self.shard.per_block(self._coefficients)
+        for number, tasks in enumerate(self._groups()):
+            vectors, lambdas = self.task_vectors[tasks], weights[tasks]
+            self._run(kernels.pull_and_sum, dots[tasks], summed, gradient, vectors, lambdas, self.mask, number > 0)
+        layer_dots = self.shard.layer_sums(dots)  # [T, L]: sum_l G m tau_t
+        common = (layer_dots * self._coefficients).sum(0) / (self._mean.square() * self._counts)
+        self.updates += 1
+        scalars = (
+            self.learning_rate / (1 - kernels.BETA_1**self.updates),
+            (1 - kernels.BETA_2**self.updates) ** -0.5,
+            1 / self.temperature,
+        )
+        self._run(
+            kernels.update_logits,
+            self.mask,
+            self._blocks(self.first_moment),
+            self._blocks(self.second_moment),
+            gradient,
+            summed,
+            self.shard.per_block(1 / self._mean),
+            self.shard.per_block(common),
+            torch.tensor(scalars, dtype=torch.float64).to(self.theta0),
+        )
+        return layer_dots / self._mean
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint of the mask must hold."""
+        tensors = {"logits": self.logits, "first": self.first_moment, "second": self.second_moment}
+        return {**tensors, "updates": self.updates}
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Go on from a checkpoint."""
+        self.logits.copy_(state["logits"])
+        self.first_moment.copy_(state["first"])
+        self.second_moment.copy_(state["second"])
+        self.updates = state["updates"]
+
+    def _run(self, kernel: object, *arguments: object) -> None:
+        kernels.run(kernel, *arguments, compiled=self.compiled)
+
+    def _layer_wise(self, coefficients: Tensor) -> Tensor:
+        return coefficients if coefficients.dim() == 2 else coefficients[:, None].expand(-1, self.layout.layers)
+
+    def _no_dots(self) -> Tensor:
+        return self.theta0.new_empty(len(self.task_vectors), self.shard.blocks, 1)
+
+    def _groups(self) -> list[slice]:
+        """The tasks, some at a time."""
+        tasks = len(self.task_vectors)
+        return [slice(start, start + TASKS_AT_ONCE) for start in range(0, tasks, TASKS_AT_ONCE)]
