@@ -24,16 +24,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib import concrete
 from lib.layout import Layout
+from lib.merge_step import MergeStep
 from lib.objectives import Objective
 from lib.progress import progress
-from lib.rng import generator
+from lib.rng import seed_of
+from lib.sharding import Shard
 from lib.store import Checkpoint
 from lib.task_vectors import check_task_vectors
 
 GRANULARITIES = ("task", "layer", None)
-VERSION = 1  # part of every artifact key; raise it when the loop's arithmetic changes
+VERSION = 2  # part of every artifact key; raise it when the loop's arithmetic changes
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def adapt(
     seed: int = 0,
     label: str = "adaptation",
     checkpoint: Checkpoint | None = None,
+    backend: str = "auto",
+    shard: Shard | None = None,
 ) -> Adapted:
     """Minimise the objective over coefficients, mask logits, or both (see the module's table).
 
@@ -80,7 +83,7 @@ def adapt(
         objective_at: number of a batch -> objective on that unlabelled batch, which maps theta [D] to (loss, G [D]).
             The two levels of a bi-level step take batches of their own.
         theta0: pre-trained parameters [D].
-        task_vectors: [T, D].
+        task_vectors: [T, D]. To learn a mask alone, their sum [1, D] says as much (see `lib.streaming`).
         layout: where the layers lie.
         steps: number of steps.
         coefficients: "task", "layer", or None to leave them at their initial value.
@@ -92,7 +95,10 @@ def adapt(
         temperature: of the mask's samples (paper: 0.5).
         seed: names the mask's noise.
         label: shown with the progress.
-        checkpoint: where to save and from where to continue.
+        checkpoint: where to save and from where to continue; under several processes each needs one of its own.
+        backend: "compiled", "eager" or "auto", see `lib.merge_step`.
+        shard: this process's part under torch.distributed. theta0, task_vectors and rescaled_mask are then that part;
+            each process's objective sees its own share of the batch, and losses and gradients add up.
 
     Returns:
         What was learned, and the curve of the loss.
@@ -100,7 +106,9 @@ def adapt(
     Raises:
         ValueError: for arguments that contradict each other, or a loss that is not finite (naming the step).
     """
-    check_task_vectors(theta0, task_vectors, layout)
+    shard = shard or Shard(layout)
+    if shard.ranks == 1:
+        check_task_vectors(theta0, task_vectors, layout)
     if coefficients not in GRANULARITIES:
         raise ValueError(f"coefficients={coefficients!r}, expected one of {GRANULARITIES}")
     if learn_mask and rescaled_mask is not None:
@@ -108,59 +116,55 @@ def adapt(
     if not learn_mask and coefficients is None:
         raise ValueError("nothing to learn: set coefficients to 'task' or 'layer', or learn_mask=True")
 
+    tasks = len(task_vectors)
+    if coefficients is None and tasks > 1:  # with coefficients left alone only the sum matters, whatever T
+        task_vectors = task_vectors.sum(0, keepdim=True)
     start = initial_coefficients(len(task_vectors), layout, coefficients, initial_coefficient).to(theta0)
     current = start.clone()
-    logits = torch.zeros_like(theta0) if learn_mask else None
-    coefficient_optimiser = torch.optim.Adam([current], lr=learning_rate)
-    mask_optimiser = torch.optim.Adam([logits], lr=mask_learning_rate) if learn_mask else None
-    optimisers = [optimiser for optimiser in (coefficient_optimiser, mask_optimiser) if optimiser]
-    # With coefficients left alone, S never changes: sum it up once, whatever T.
-    summed = concrete.weighted_sum(task_vectors, current, layout) if coefficients is None else None
+    optimiser = torch.optim.Adam([current], lr=learning_rate)
+    merging = MergeStep(theta0, task_vectors, layout, rescaled_mask=rescaled_mask, backend=backend, shard=shard)
+    if learn_mask:
+        merging.learn_mask(temperature=temperature, learning_rate=mask_learning_rate, seed=seed_of("mask", seed))
     curve: list[tuple[int, float, float]] = []
     checkpoint = checkpoint or Checkpoint(None)
 
     def state() -> dict:
-        states = [optimiser.state_dict() for optimiser in optimisers]
-        return {"current": current, "logits": logits, "optimisers": states, "curve": curve}
+        mask = merging.state() if learn_mask else None
+        return {"current": current, "mask": mask, "optimiser": optimiser.state_dict(), "curve": curve}
 
     if saved := checkpoint.load():
         current.copy_(saved["current"])
-        if logits is not None:
-            logits.copy_(saved["logits"])
-        for optimiser, values in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(values)
+        optimiser.load_state_dict(saved["optimiser"])
+        if learn_mask:
+            merging.load_state(saved["mask"])
         curve = [tuple(row) for row in saved["curve"]]
 
     def recent_loss() -> str:
         return f"loss {curve[-1][1]:.3f}" if curve else ""
 
     for step in progress(range(len(curve), steps), label, total=steps - len(curve), postfix=recent_loss):
+        density = float("nan")
         if learn_mask:
-            uniform = torch.rand(layout.length, generator=generator("mask", seed, step)).to(theta0)
-            mask = concrete.sample_mask(logits, temperature, uniform, layout)
-            rescaled_mask = concrete.rescale(mask, layout)
+            means = merging.draw(step)
+            density = (means * layout.counts(means)).sum().item() / layout.parameters
         if coefficients is not None:
             if learn_mask:
                 current.copy_(start)  # the inner level restarts at every step; Adam's moments are kept, as published
-            summed = concrete.weighted_sum(task_vectors, current, layout)
             objective = objective_at(2 * step if learn_mask else step)  # two levels, two batches
-            loss, gradient = objective(concrete.merge_sum(theta0, summed, rescaled_mask))
-            current.grad = concrete.coefficient_gradient(
-                gradient, task_vectors, layout, rescaled_mask, coefficients == "layer"
-            )
-            coefficient_optimiser.step()
+            loss, gradient = objective(merging.merge(current))
+            by_layer = merging.coefficient_gradient(gradient)
+            current.grad = by_layer if coefficients == "layer" else by_layer.sum(1)
+            optimiser.step()
         if learn_mask:
-            if coefficients is not None:
-                summed = concrete.weighted_sum(task_vectors, current, layout)
             objective = objective_at(step if coefficients is None else 2 * step + 1)
-            loss, gradient = objective(concrete.merge_sum(theta0, summed, rescaled_mask))
-            logits.grad = concrete.logit_gradient(gradient, summed, mask, temperature, layout)
-            mask_optimiser.step()
+            loss, gradient = objective(merging.merge(current))
+            merging.update_mask(gradient)
+        loss = shard.total(loss)
         if not math.isfinite(loss):
             raise ValueError(f"{label}: the loss is {loss} at step {step}; lower the learning rate")
-        density = mask.sum().item() / layout.parameters if learn_mask else float("nan")
         curve.append((step, loss, density))
         checkpoint.save(state)
-    if learn_mask and coefficients is not None:
-        current.copy_(start)  # what the bi-level phase learns is the mask; the coefficients start anew inside it
+    if learn_mask:  # what this phase learns is the mask; coefficients start anew inside it
+        current = initial_coefficients(tasks, layout, coefficients, initial_coefficient).to(theta0)
+    logits = shard.gather(merging.logits) if learn_mask else None
     return Adapted(current, logits, pd.DataFrame(curve, columns=["step", "loss", "mask_mean"]))

@@ -20,10 +20,10 @@ class FlatModel:
         gradient: G [D], written by `backward()`.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", parts: int = 1) -> None:
         self.module = module.to(device)
         self._parameters = dict(module.named_parameters())
-        self.layout = Layout.of(self._parameters)
+        self.layout = Layout.of(self._parameters, parts=parts)  # parts: see `lib.sharding`
         self.gradient = torch.zeros(self.layout.length, device=device)
         self._gradient_views = self.layout.views(self.gradient)
 

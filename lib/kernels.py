@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
 
 from lib.noise import STEPS, odd_numbers
 
@@ -182,6 +181,8 @@ def uses_compiler(backend: str, elements: int, device: torch.device) -> bool:
 def run(kernel: Callable[..., None], *arguments: object, compiled: bool) -> None:
     """Run a kernel, compiled or piece by piece; eagerly, with one warning, where no compiler is found."""
     if compiled and not _no_compiler:
+        from torch._dynamo.exc import TorchDynamoException  # the compiler takes seconds and 150 MiB to import
+
         try:
             return _compiled(kernel)(*arguments)
         except TorchDynamoException as error:

@@ -9,7 +9,7 @@ operation on the `[D / BLOCK, BLOCK]` view. Fusion methods then read like their 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import torch
@@ -26,14 +26,18 @@ class Layout:
         names: the layers' parameter names.
         shapes: their shapes.
         block: elements per block; each layer starts at a multiple of it.
+        dtypes: the types the layers came in, against which experts are checked; the flat vector itself is float32.
+        parts: the number of blocks is a multiple of this, so that as many processes can share the vector equally.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     block: int = BLOCK
+    dtypes: tuple[torch.dtype, ...] = field(default=(), compare=False)
+    parts: int = 1
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Tensor], block: int = BLOCK) -> Layout:
+    def of(cls, parameters: Mapping[str, Tensor], block: int = BLOCK, parts: int = 1) -> Layout:
         """The layout of named parameters, in the order given.
 
         Raises:
@@ -44,7 +48,9 @@ class Layout:
         for name, tensor in parameters.items():
             if not tensor.is_floating_point():
                 raise ValueError(f"layer '{name}' is {tensor.dtype}: only floating-point tensors can be merged")
-        return cls(tuple(parameters), tuple(tuple(tensor.shape) for tensor in parameters.values()), block)
+        tensors = parameters.values()
+        shapes, dtypes = tuple(tuple(t.shape) for t in tensors), tuple(t.dtype for t in tensors)
+        return cls(tuple(parameters), shapes, block, dtypes, parts)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -57,6 +63,8 @@ class Layout:
         ends = [0]
         for size in self.sizes:
             ends.append(ends[-1] + -(-size // self.block) * self.block)
+        whole = self.block * self.parts
+        ends[-1] = -(-ends[-1] // whole) * whole  # empty blocks at the end count as padding of the last layer
         return tuple(ends)
 
     @property
@@ -87,6 +95,13 @@ class Layout:
         for start, size in zip(self.offsets, self.sizes, strict=False):
             mark[start : start + size] = 1
         return mark
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def valid_in_block(self, device: torch.device | str = "cpu") -> Tensor:
+        """How many elements of each block are parameters: int32 [D / BLOCK, 1], shared by all callers."""
+        starts = torch.arange(0, self.length, self.block)
+        ends = (torch.tensor(self.offsets[:-1]) + torch.tensor(self.sizes))[self.layer_of_block()]
+        return (ends - starts).clamp(0, self.block).to(torch.int32).to(device).unsqueeze(-1)
 
     def counts(self, like: Tensor) -> Tensor:
         """Elements per layer n_l as a tensor of `like`'s dtype and device: [L]."""
@@ -142,7 +157,9 @@ class Layout:
                 raise ValueError(f"layer '{name}' is missing: is this a checkpoint of another architecture?")
         for name in parameters:
             if name not in self.names:
-                raise ValueError(f"layer '{name}' is not part of the pre-trained model's layout")
+                floating = parameters[name].is_floating_point()
+                hint = "" if floating else ": integer buffers are never merged, leave it out"
+                raise ValueError(f"layer '{name}' is not part of the pre-trained model's layout{hint}")
         for name, shape in zip(self.names, self.shapes, strict=True):
             tensor = parameters[name]
             if tuple(tensor.shape) != shape:

@@ -25,7 +25,8 @@ def task_vectors(theta0: Tensor, experts: Sequence[Mapping[str, Tensor]], layout
         The task vectors, stacked: float32 [T, D]; the padding is zero.
 
     Raises:
-        ValueError: if there is no expert, or one does not fit the layout (named: which expert, which layer).
+        ValueError: if there is no expert, or one does not fit the layout (named: which expert, which layer). An expert
+            saved in another type than the pre-trained model is refused too: its rounding would pass for fine-tuning.
     """
     if not experts:
         raise ValueError("no experts given: merging needs at least one task vector")
@@ -33,6 +34,10 @@ def task_vectors(theta0: Tensor, experts: Sequence[Mapping[str, Tensor]], layout
     for number, (expert, row) in enumerate(zip(experts, stacked, strict=True)):
         try:
             layout.flatten(expert, out=row)
+            for name, dtype in zip(layout.names, layout.dtypes, strict=False):
+                if expert[name].dtype != dtype:
+                    mend = "save both in one type, or convert it and accept that its rounding is merged too"
+                    raise ValueError(f"layer '{name}' is {expert[name].dtype}, the pre-trained one {dtype}: {mend}")
         except ValueError as error:
             raise ValueError(f"expert {number} of {len(experts)}: {error}") from None
     return stacked.sub_(theta0)
@@ -42,7 +47,8 @@ def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout) -> None:
     """Make sure that theta0 [D] and task vectors [T, D] can be merged.
 
     Raises:
-        ValueError: naming what is wrong: no task vectors, shapes that do not fit, NaN or Inf (with task and layer).
+        ValueError: naming what is wrong: no task vectors, shapes or types that do not fit, half precision, NaN or Inf
+            (with task and layer).
     """
     if theta0.shape != (layout.length,):
         raise ValueError(f"theta0 has shape {list(theta0.shape)}, the layout needs [{layout.length}]")
@@ -50,10 +56,14 @@ def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout) -> None:
         raise ValueError(f"task vectors have shape {list(vectors.shape)}, expected [T, {layout.length}]")
     if len(vectors) == 0:
         raise ValueError("no task vectors given (T = 0): merging needs at least one")
-    bad = layout.layer_sums((~torch.isfinite(vectors)).float()).nonzero()
-    if len(bad):
-        task, layer = bad[0].tolist()
-        raise ValueError(f"task vector {task} holds NaN or Inf in layer '{layout.names[layer]}'")
+    if theta0.dtype != vectors.dtype or theta0.dtype not in (torch.float32, torch.float64):
+        found = f"theta0 is {theta0.dtype} and the task vectors are {vectors.dtype}"
+        raise ValueError(f"{found}: expected both in float32 (or both in float64), for example theta0.float()")
+    for what, row in (("theta0", theta0), *((f"task vector {task}", row) for task, row in enumerate(vectors))):
+        finite = torch.isfinite(row)  # row by row: a mask of all task vectors would not fit beside large ones
+        if not finite.all():
+            layer = layout.layer_sums((~finite).float()).nonzero()[0]
+            raise ValueError(f"{what} holds NaN or Inf in layer '{layout.names[int(layer)]}'")
 
 
 def layer_norms(vectors: Tensor, layout: Layout) -> Tensor:

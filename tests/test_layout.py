@@ -49,7 +49,8 @@ def test_layer_sums_equal_sums_of_the_layers(shapes, block):
     ("change", "message"),
     [
         (lambda s: s.pop("b"), "layer 'b' is missing"),
-        (lambda s: s.update(extra=torch.zeros(1)), "layer 'extra' is not part"),
+        (lambda s: s.update(extra=torch.zeros(1)), "layer 'extra' is not part of the pre-trained model's layout$"),
+        (lambda s: s.update(seen=torch.tensor(3)), "layer 'seen' is not part .* integer buffers are never merged"),
         (lambda s: s.update(a=torch.zeros(2, 3)), r"layer 'a' has shape \[2, 3\], expected \[3, 2\]"),
         (lambda s: s.update(a=torch.zeros(3, 2, dtype=torch.int64)), "layer 'a' is torch.int64"),
         (lambda s: s["a"].fill_(float("nan")), "layer 'a' holds NaN or Inf"),
@@ -63,6 +64,24 @@ def test_a_state_that_does_not_fit_is_named(change, message):
         layout.flatten(state)
     with pytest.raises(ValueError, match="expert 0 of 1: " + message):
         task_vectors(torch.zeros(layout.length), [state], layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_an_expert_of_another_type_is_named(dtype):
+    state = state_of([(3, 2), (4,)])
+    layout = Layout.of(state)
+    theta0 = layout.flatten(state)
+    odd = state | {"layer1": state["layer1"].to(dtype)}
+    with pytest.raises(
+        ValueError, match=f"expert 1 of 2: layer 'layer1' is {dtype}, the pre-trained one torch.float32"
+    ):
+        task_vectors(theta0, [state, odd], layout)
+    # all of them in one type are taken as they are and merged in float32
+    everything = {name: tensor.to(dtype) for name, tensor in state.items()}
+    layout = Layout.of(everything)
+    vectors = task_vectors(layout.flatten(everything), [everything], layout)
+    assert vectors.dtype == torch.float32
+    assert not vectors.any()
 
 
 def test_layout_refuses_nothing_and_integers():
@@ -83,6 +102,12 @@ def test_checks_of_task_vectors():
         check_task_vectors(theta0, torch.zeros(2, 9), layout)
     with pytest.raises(ValueError, match="theta0 has shape"):
         check_task_vectors(theta0[:-1], torch.zeros(2, layout.length), layout)
+    with pytest.raises(ValueError, match=r"theta0 is torch\.float64 and the task vectors are torch\.float32"):
+        check_task_vectors(theta0.double(), torch.zeros(2, layout.length), layout)
+    with pytest.raises(ValueError, match="expected both in float32"):
+        check_task_vectors(theta0.half(), torch.zeros(2, layout.length).half(), layout)
+    with pytest.raises(ValueError, match="theta0 holds NaN or Inf in layer 'a'"):
+        check_task_vectors(theta0.index_fill(0, torch.tensor(2), float("nan")), torch.zeros(2, layout.length), layout)
     bad = torch.zeros(2, layout.length)
     bad[1, 5] = float("inf")
     with pytest.raises(ValueError, match="task vector 1 holds NaN or Inf in layer 'b'"):
