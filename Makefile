@@ -19,16 +19,17 @@ CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || e
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.study-ready
+PEERS := $(VENV)/.study-peers-ready
 # Wheels of some hundred megabytes take longer than uv's 30 seconds on a slow line.
 export UV_HTTP_TIMEOUT ?= 300
 # One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
 unexport VIRTUAL_ENV PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study test test-peers figures lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Create the environment (every command below does it by itself)
 
@@ -44,6 +45,16 @@ study: $(READY) ## Run the notebooks in order and draw the figures; continues wh
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(PY) -m pytest
 	@$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/
+
+test-peers: $(PEERS) ## Compare the fusion methods with FusionBench, PEFT and mergekit (installs them first)
+	@$(PY) -m pytest tests/peers
+
+# On top of the study's own packages, of which it changes none: peers.lock is constrained by requirements.lock.
+$(PEERS): $(READY) peers.lock
+	@echo "Installing the libraries to compare with into $(VENV)"
+	@test -x $(VENV)/bin/uv || { echo "There is no uv in $(VENV) (a conda environment?); run: make test-peers VENV=.venv"; exit 1; }
+	@$(VENV)/bin/uv pip install --python $(PY) --no-build-isolation --require-hashes -r peers.lock
+	@touch $@
 
 figures: $(READY) ## Redraw every figure from the saved tables; runs no model
 	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)" --seed "$(SEED)"
@@ -71,10 +82,11 @@ format: $(READY) ## Mend style and format where that is automatic
 COMPILE = $(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-lock: $(READY) ## Choose versions anew and write both locks
-	@$(COMPILE) --fork-strategy fewest --all-extras pyproject.toml -o requirements.lock
+lock: $(READY) ## Choose versions anew and write the locks
+	@$(COMPILE) --fork-strategy fewest --extra test pyproject.toml -o requirements.lock
+	@$(COMPILE) --fork-strategy fewest --extra peers --constraint requirements.lock pyproject.toml -o peers.lock
 	@printf 'uv>=0.9,<1\nsetuptools\n' | $(COMPILE) --constraint requirements.lock - -o bootstrap.lock
-	@echo "Wrote requirements.lock and bootstrap.lock; the next command installs them."
+	@echo "Wrote requirements.lock, peers.lock and bootstrap.lock; the next command installs them."
 
 clean: ## Remove what was generated (not .venv, not the committed results)
 	rm -rf runs data/cache .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info

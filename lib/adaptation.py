@@ -44,7 +44,7 @@ class Adapted:
     Attributes:
         coefficients: merging coefficients [T] or [T, L] (their initial value when only a mask was learned).
         logits: mask logits [D], or None when no mask was learned.
-        curve: one row per step: step, loss (nats, summed over tasks) and mask_mean.
+        curve: one row per step: step, loss (nats, summed over tasks), mask_mean, and what `watch` said.
     """
 
     coefficients: Tensor
@@ -59,7 +59,7 @@ def initial_coefficients(tasks: int, layout: Layout, granularity: str | None, va
 
 def adapt(
     objective_at: Callable[[int], Objective],
-    theta0: Tensor,
+    theta0: Tensor | Callable[[Tensor], None],
     task_vectors: Tensor,
     layout: Layout,
     *,
@@ -74,6 +74,7 @@ def adapt(
     seed: int = 0,
     label: str = "adaptation",
     checkpoint: Checkpoint | None = None,
+    watch: Callable[[MergeStep], dict[str, float]] | None = None,
     backend: str = "auto",
     shard: Shard | None = None,
 ) -> Adapted:
@@ -82,7 +83,7 @@ def adapt(
     Args:
         objective_at: number of a batch -> objective on that unlabelled batch, which maps theta [D] to (loss, G [D]).
             The two levels of a bi-level step take batches of their own.
-        theta0: pre-trained parameters [D].
+        theta0: pre-trained parameters [D], or a function that writes them into a vector (see `lib.merge_step`).
         task_vectors: [T, D]. To learn a mask alone, their sum [1, D] says as much (see `lib.streaming`).
         layout: where the layers lie.
         steps: number of steps.
@@ -96,6 +97,7 @@ def adapt(
         seed: names the mask's noise.
         label: shown with the progress.
         checkpoint: where to save and from where to continue; under several processes each needs one of its own.
+        watch: called after every step; the numbers it returns become columns of the curve.
         backend: "compiled", "eager" or "auto", see `lib.merge_step`.
         shard: this process's part under torch.distributed. theta0, task_vectors and rescaled_mask are then that part;
             each process's objective sees its own share of the batch, and losses and gradients add up.
@@ -107,7 +109,7 @@ def adapt(
         ValueError: for arguments that contradict each other, or a loss that is not finite (naming the step).
     """
     shard = shard or Shard(layout)
-    if shard.ranks == 1:
+    if shard.ranks == 1 and isinstance(theta0, Tensor):
         check_task_vectors(theta0, task_vectors, layout)
     if coefficients not in GRANULARITIES:
         raise ValueError(f"coefficients={coefficients!r}, expected one of {GRANULARITIES}")
@@ -119,13 +121,13 @@ def adapt(
     tasks = len(task_vectors)
     if coefficients is None and tasks > 1:  # with coefficients left alone only the sum matters, whatever T
         task_vectors = task_vectors.sum(0, keepdim=True)
-    start = initial_coefficients(len(task_vectors), layout, coefficients, initial_coefficient).to(theta0)
+    start = initial_coefficients(len(task_vectors), layout, coefficients, initial_coefficient).to(task_vectors)
     current = start.clone()
     optimiser = torch.optim.Adam([current], lr=learning_rate)
     merging = MergeStep(theta0, task_vectors, layout, rescaled_mask=rescaled_mask, backend=backend, shard=shard)
     if learn_mask:
         merging.learn_mask(temperature=temperature, learning_rate=mask_learning_rate, seed=seed_of("mask", seed))
-    curve: list[tuple[int, float, float]] = []
+    curve: list[dict[str, float]] = []
     checkpoint = checkpoint or Checkpoint(None)
 
     def state() -> dict:
@@ -137,10 +139,10 @@ def adapt(
         optimiser.load_state_dict(saved["optimiser"])
         if learn_mask:
             merging.load_state(saved["mask"])
-        curve = [tuple(row) for row in saved["curve"]]
+        curve = saved["curve"]
 
     def recent_loss() -> str:
-        return f"loss {curve[-1][1]:.3f}" if curve else ""
+        return f"loss {curve[-1]['loss']:.3f}" if curve else ""
 
     for step in progress(range(len(curve), steps), label, total=steps - len(curve), postfix=recent_loss):
         density = float("nan")
@@ -162,9 +164,10 @@ def adapt(
         loss = shard.total(loss)
         if not math.isfinite(loss):
             raise ValueError(f"{label}: the loss is {loss} at step {step}; lower the learning rate")
-        curve.append((step, loss, density))
+        watched = watch(merging) if watch else {}
+        curve.append({"step": step, "loss": loss, "mask_mean": density, **watched})
         checkpoint.save(state)
     if learn_mask:  # what this phase learns is the mask; coefficients start anew inside it
-        current = initial_coefficients(tasks, layout, coefficients, initial_coefficient).to(theta0)
+        current = initial_coefficients(tasks, layout, coefficients, initial_coefficient).to(task_vectors)
     logits = shard.gather(merging.logits) if learn_mask else None
-    return Adapted(current, logits, pd.DataFrame(curve, columns=["step", "loss", "mask_mean"]))
+    return Adapted(current, logits, pd.DataFrame(curve))

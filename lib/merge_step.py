@@ -11,6 +11,8 @@ its only "task vector" is their sum.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,8 @@ class MergeStep:
     """theta = theta0 + m_hat * sum_t lambda_t tau_t, with all that is needed to learn lambda and the logits of m.
 
     Args:
-        theta0: pre-trained parameters [D].
+        theta0: pre-trained parameters [D], or a function that writes them into such a vector whenever they are needed:
+            `lib.streaming.reader` leaves them in their file and so saves one vector of memory.
         task_vectors: float32, bfloat16 or float16 [T, D].
         layout: where the layers lie.
         rescaled_mask: a fixed mask m_hat [D]; None for the whole space, or for a mask to be learned.
@@ -36,7 +39,7 @@ class MergeStep:
 
     def __init__(
         self,
-        theta0: Tensor,
+        theta0: Tensor | Callable[[Tensor], None],
         task_vectors: Tensor,
         layout: Layout,
         *,
@@ -45,13 +48,14 @@ class MergeStep:
         shard: Shard | None = None,
     ) -> None:
         self.layout, self.shard = layout, shard or Shard(layout)
-        self.theta0 = self._blocks(theta0)
+        self.theta0 = self._blocks(theta0) if isinstance(theta0, Tensor) else theta0
         self.task_vectors = self._blocks(task_vectors)
         self.mask: kernels.Mask = None if rescaled_mask is None else self._blocks(rescaled_mask)
-        self.compiled = kernels.uses_compiler(backend, theta0.numel(), theta0.device)
-        self.theta = theta0.new_empty(layout.length)
+        self.compiled = kernels.uses_compiler(backend, task_vectors.shape[1], task_vectors.device)
+        dtype = theta0.dtype if isinstance(theta0, Tensor) else torch.float32
+        self.theta = task_vectors.new_zeros(layout.length, dtype=dtype)
         self._own_theta = self._blocks(self.theta[self.shard.elements])
-        self._counts = layout.counts(theta0)
+        self._counts = layout.counts(self.theta)
         self._mean = torch.ones_like(self._counts)
 
     def _blocks(self, flat: Tensor) -> Tensor:
@@ -70,14 +74,16 @@ class MergeStep:
         """
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}, expected a positive number; the paper uses 0.5")
-        device = self.theta0.device
-        self.logits, self.first_moment, self.second_moment = (torch.zeros_like(self.theta0.flatten()) for _ in range(3))
+        device = self.theta.device
+        self.logits, self.first_moment, self.second_moment = (
+            torch.zeros_like(self._own_theta.flatten()) for _ in range(3)
+        )
         self.updates, self.learning_rate, self.seed, self.temperature = 0, learning_rate, seed, temperature
         self._lanes = torch.arange(self.layout.block, dtype=torch.int32, device=device)
         own = slice(self.shard.first, self.shard.first + self.shard.blocks)
         self._valid = self.layout.valid_in_block(device)[own]
         half = temperature == 0.5
-        self._inverse_temperature = None if half else torch.tensor(1 / temperature, dtype=torch.float64).to(self.theta0)
+        self._inverse_temperature = None if half else torch.tensor(1 / temperature, dtype=torch.float64).to(self.theta)
 
     def draw(self, step: int) -> Tensor:
         """Sample the mask of a step, which is a function of (seed, step, element index) and the logits.
@@ -85,9 +91,9 @@ class MergeStep:
         Returns:
             Mean of the mask over each layer [L].
         """
-        keys = block_keys(self.shard.blocks, self.seed, step, first=self.shard.first, device=self.theta0.device)
+        keys = block_keys(self.shard.blocks, self.seed, step, first=self.shard.first, device=self.theta.device)
         self.mask = Draw(self._blocks(self.logits), keys, self._valid, self._lanes, self._inverse_temperature)
-        sums = self.theta0.new_empty(self.shard.blocks, 1)
+        sums = self.theta.new_empty(self.shard.blocks, 1)
         self._run(kernels.mask_sums, sums, self.mask)
         mean = self.shard.layer_sums(sums) / self._counts
         self._mean = mean.clamp(min=SMALLEST_MEAN)
@@ -102,6 +108,9 @@ class MergeStep:
         self._coefficients = self._layer_wise(coefficients)
         weights = self.shard.per_block(self._coefficients / self._mean)  # [T, n, 1]
         base = self.theta0
+        if not isinstance(base, Tensor):
+            base(self._own_theta.flatten())  # a view: written in place
+            base = self._own_theta
         for tasks in self._groups():
             self._run(kernels.merge, self._own_theta, base, self.task_vectors[tasks], weights[tasks], self.mask)
             base = self._own_theta
@@ -143,7 +152,7 @@ class MergeStep:
             summed,
             self.shard.per_block(1 / self._mean),
             self.shard.per_block(common),
-            torch.tensor(scalars, dtype=torch.float64).to(self.theta0),
+            torch.tensor(scalars, dtype=torch.float64).to(self.theta),
         )
         return layer_dots / self._mean
 
@@ -166,7 +175,7 @@ class MergeStep:
         return coefficients if coefficients.dim() == 2 else coefficients[:, None].expand(-1, self.layout.layers)
 
     def _no_dots(self) -> Tensor:
-        return self.theta0.new_empty(len(self.task_vectors), self.shard.blocks, 1)
+        return self.theta.new_empty(len(self.task_vectors), self.shard.blocks, 1)
 
     def _groups(self) -> list[slice]:
         """The tasks, some at a time."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import pandas as pd
 from torch import Tensor
 
-from lib import adaptation, fine_tuning
+from lib import adaptation, expert_statistics, fine_tuning
 from lib.evaluation import evaluate
 from lib.flat_model import FlatModel
 from lib.layout import Layout
@@ -201,6 +201,18 @@ class Workspace:
                 )
             )
         return pd.concat(tables, ignore_index=True)
+
+    def fisher(self, *, images: int = 128, signs: int = 1, labelled: bool = False) -> Tensor:
+        """What `fusion.fisher_merging` needs [T, D]: see `expert_statistics.fisher`."""
+        return expert_statistics.fisher(self, images=images, signs=signs, labelled=labelled)
+
+    def grams(self, *, images: int = 256) -> dict[str, Tensor]:
+        """What `fusion.regmean` needs, layer name -> [T, in, in]: see `expert_statistics.grams`."""
+        return expert_statistics.grams(self, images=images)
+
+    def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
+        """The keyword arguments that `fusion.regmean_plus_plus` needs: see `expert_statistics.merged_inputs`."""
+        return expert_statistics.merged_inputs(self, images=images)
 
     @cached_property
     def entropy(self) -> PredictionEntropy:

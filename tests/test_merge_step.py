@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lib import concrete, kernels
 from lib.layout import Layout
 from lib.merge_step import MergeStep
 from lib.noise import uniform
+from lib.streaming import reader
 
 DOUBLE = torch.float64
 
@@ -213,6 +215,24 @@ assert len(told) == 1, told
     environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_theta0_may_stay_in_its_file(tmp_path):
+    layout, theta0, vectors, coefficients, gradient = problem()
+    save_file(layout.views(theta0), tmp_path / "theta0.safetensors")
+    results = []
+    for base in (theta0, reader(tmp_path / "theta0.safetensors", layout)):
+        fast = MergeStep(base, vectors, layout)
+        fast.learn_mask(temperature=0.5, learning_rate=0.1, seed=1)
+        for step in range(2):
+            fast.draw(step)
+            theta = fast.merge(coefficients).clone()
+            fast.update_mask(gradient)
+        results.append((theta, fast.logits))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    with pytest.raises(FileNotFoundError, match=r"no file .*missing\.safetensors"):
+        reader(tmp_path / "missing.safetensors", layout)
 
 
 def test_bad_settings_are_named():

@@ -5,7 +5,24 @@ carries its paper through the decorator `fusion_method`, from which the notebook
 Methods that need data take statistics of it as a tensor; they never see a model or an image.
 """
 
-from lib.fusion.arithmetic import task_arithmetic, ties_merging, weight_averaging
+from lib.fusion.arithmetic import dare, task_arithmetic, ties_merging, weight_averaging
 from lib.fusion.methods import METHODS, FusionMethod, fusion_method
+from lib.fusion.spectral import iso_c, iso_cts, tsv_m, wudi_merging
+from lib.fusion.statistical import fisher_merging, regmean, regmean_plus_plus
 
-__all__ = ["METHODS", "FusionMethod", "fusion_method", "task_arithmetic", "ties_merging", "weight_averaging"]
+__all__ = [
+    "METHODS",
+    "FusionMethod",
+    "dare",
+    "fisher_merging",
+    "fusion_method",
+    "iso_c",
+    "iso_cts",
+    "regmean",
+    "regmean_plus_plus",
+    "task_arithmetic",
+    "ties_merging",
+    "tsv_m",
+    "weight_averaging",
+    "wudi_merging",
+]

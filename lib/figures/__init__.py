@@ -1,0 +1,69 @@
+"""Every figure of the study, drawn from saved tables alone: `python -m lib.figures --profile tiny`.
+
+A notebook shows a figure by the same function that this command calls, so what is committed below `figures/` is
+what the notebook shows. Colours are seaborn's colour-blind-safe palette; heat maps use perceptually uniform maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lib.figures.experts import (
+    contact_sheet,
+    cross_evaluation,
+    learning_curves,
+    norms,
+    pretraining,
+    probe,
+    similarity,
+)
+from lib.figures.mask import adaptation_curve, density, mask_curve, relaxation
+from lib.figures.merging import coefficients, results, scaling
+from lib.store import atomic_path, load_table
+from lib.study import ROOT
+
+Table = pd.DataFrame
+
+# The figures that are drawn from one table each, which has the function's name.
+FIGURES: dict[str, Callable[[Table], Figure]] = {
+    drawn.__name__: drawn
+    for drawn in (
+        pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, mask_curve, density,
+        adaptation_curve, coefficients, results,
+    )
+}  # fmt: skip
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, atomically and without a date, so that an unchanged figure is an unchanged file."""
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    return path
+
+
+def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
+    """Draw every figure whose table is there, below `figures/<profile>/` (other seeds: a folder of their own in it).
+
+    Raises:
+        FileNotFoundError: if the profile has no saved tables; names those that have.
+    """
+    results, folder = root / "data" / "results", root / "figures" / profile
+    tables = results / profile / f"seed{seed}"
+    folder = folder / f"seed{seed}" if seed else folder
+    if not list(tables.glob("*.csv")):
+        there = ", ".join(sorted(f"{path.parent.name} ({path.name})" for path in results.glob("*/seed*"))) or "none"
+        raise FileNotFoundError(f"no saved tables of '{profile}', seed {seed}: run `make study` first; saved: {there}")
+    written = [save(relaxation(), folder / "relaxation.png")]
+    if (tables / "contact_sheet.png").is_file():
+        rows = list(load_table(tables / "learning_curves.csv")["task"].unique())
+        sheet = Image.open(tables / "contact_sheet.png")
+        written.append(save(contact_sheet(sheet, rows), folder / "contact_sheet.png"))
+    for name, drawn in FIGURES.items():
+        if (tables / f"{name}.csv").is_file():
+            written.append(save(drawn(load_table(tables / f"{name}.csv")), folder / f"{name}.png"))
+    return written

@@ -1,0 +1,63 @@
+"""Figures of merged models: scaling factors, coefficients, scores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.plotting import ORDER, heat_map, method_colours, new_figure, percent_axis
+
+Table = pd.DataFrame
+
+
+def scaling(table: Table) -> Figure:
+    """Validation accuracy against the scaling factor (the paper's Figure 5, our version)."""
+    figure, axes = new_figure(7, 3.8)
+    mean = table.groupby(["method", "scaling_factor"], sort=False, as_index=False)["accuracy"].mean()
+    for number, (method, rows) in enumerate(mean.groupby("method", sort=False)):
+        axes.plot(rows["scaling_factor"], 100 * rows["accuracy"], color=f"C{number}", marker="os"[number], label=method)
+        best = rows.loc[rows["accuracy"].idxmax()]
+        axes.plot(best["scaling_factor"], 100 * best["accuracy"], "o", ms=13, mfc="none", mec=f"C{number}")
+    axes.axvline(0.3, color="0.6", lw=1, ls="--")
+    axes.annotate("paper's 0.3", (0.3, axes.get_ylim()[0]), (4, 6), textcoords="offset points", color="0.4")
+    percent_axis(axes, "y", "mean validation accuracy (%)")
+    axes.set(xlabel="scaling factor", title="The one hyperparameter of the baselines")
+    axes.legend(frameon=False)
+    return figure
+
+
+def coefficients(table: Table) -> Figure:
+    """Layer-wise merging coefficients after adaptation, tasks by layers, one panel per method."""
+    methods = list(table["method"].unique())
+    figure, panels = new_figure(11, 2.5 * len(methods) + 0.4, rows=len(methods))
+    for axes, method in zip(np.atleast_1d(panels), methods, strict=True):
+        rows = table[table["method"] == method]
+        wide = rows.pivot_table(index="task", columns="position", values="coefficient", sort=False)
+        heat_map(axes, wide, "coefficient", cmap="vlag", center=0.3)
+        axes.set(xlabel="layer, from the image to the embedding", ylabel="", title=method)
+        axes.set_xticks(np.arange(0, wide.shape[1], 10) + 0.5, np.arange(0, wide.shape[1], 10), rotation=0)
+    return figure
+
+
+def results(table: Table) -> Figure:
+    """Held-out accuracy of every method: a faint dot per task, a large one for the mean over tasks and seeds."""
+    held_out = table[table["split"] == "test"]
+    present = [method for method in ORDER if method in set(held_out["method"])]
+    figure, axes = new_figure(8, 0.42 * len(present) + 1.3)
+    colours = method_colours(present)
+    for height, method in enumerate(reversed(present)):
+        rows = held_out[held_out["method"] == method]
+        by_task = 100 * rows.groupby("task")["accuracy"].mean()
+        by_seed = 100 * rows.groupby("seed")["accuracy"].mean()
+        axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=9, alpha=0.6)
+        axes.errorbar(by_seed.mean(), height, xerr=by_seed.std(ddof=1) if len(by_seed) > 1 else None, fmt="o", ms=8,
+                      capsize=4, color=colours[method])  # fmt: skip
+        axes.annotate(f"{by_seed.mean():.1f}", (by_seed.mean(), height), (0, 8), textcoords="offset points",
+                      ha="center", fontsize=8)  # fmt: skip
+    axes.set_yticks(range(len(present)), list(reversed(present)))
+    percent_axis(axes, "x", "held-out accuracy (%)")
+    seeds = held_out["seed"].nunique()
+    axes.set_title(f"Mean over tasks (dots), single tasks (ticks), {seeds} seed{'s' if seeds > 1 else ''}")
+    axes.grid(axis="x", color="0.92")
+    return figure
