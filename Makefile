@@ -26,7 +26,7 @@ export UV_HTTP_TIMEOUT ?= 300
 unexport VIRTUAL_ENV PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test test-peers figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,8 +56,12 @@ $(PEERS): $(READY) peers.lock
 	@$(VENV)/bin/uv pip install --python $(PY) --no-build-isolation --require-hashes -r peers.lock
 	@touch $@
 
+benchmark: $(PEERS) ## Time one mask step against FusionBench and a memory copy (15 minutes; keep the machine quiet)
+	@$(PY) -m benchmarks.merge_step
+	@$(PY) -m lib.figures --benchmarks
+
 figures: $(READY) ## Redraw every figure from the saved tables; runs no model
-	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)" --seed "$(SEED)"
+	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)"
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

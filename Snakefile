@@ -17,8 +17,8 @@ NOTEBOOKS = {
     "00_pretraining": ([], ["pretraining", "probe"]),
     "01_fine_tuning": (["00_pretraining"], ["learning_curves", "cross_evaluation"]),
     "02_task_vectors": (["01_fine_tuning"], ["norms", "similarity"]),
-    "03_fusion_baselines": (["02_task_vectors"], ["fusion", "scaling"]),
-    "04_concrete_mask": (["02_task_vectors"], ["concrete_task_arithmetic", "mask_curve", "density"]),
+    "03_fusion_baselines": (["02_task_vectors"], ["fusion", "scaling", "baselines"]),
+    "04_concrete_mask": (["02_task_vectors"], ["mask_samples", "convergence", "planted", "concrete_task_arithmetic", "mask_curve", "density"]),
     "05_test_time_adaptation": (["02_task_vectors"], ["adaptation", "adaptation_curve", "coefficients"]),
     "90_results": (["03_fusion_baselines", "04_concrete_mask", "05_test_time_adaptation"], ["results"]),
 }

@@ -30,7 +30,7 @@ from lib.merge_step import MergeStep
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "data/benchmarks/merge_step.csv"
-STEPS, WARM_UP = 7, 2
+STEPS, WARM_UP = 5, 2
 
 
 def vit_b_32_shapes(scale: float) -> dict[str, list[int]]:
@@ -134,6 +134,14 @@ def fusion_bench(layout: Layout, tasks: int, device: str) -> list[float]:
     return timed(step, device)
 
 
+def peak_resident() -> int:
+    """Peak resident memory of this process in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss would also remember the parent process from before exec
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def run_case(case: dict, device: str) -> dict:
     """Run one case in this process and report seconds and peak memory."""
     layout = Layout(tuple(case["shapes"]), tuple(map(tuple, case["shapes"].values())))
@@ -144,8 +152,7 @@ def run_case(case: dict, device: str) -> dict:
     else:
         dtype, layer_wise = getattr(torch, case["task_vectors"]), case["method"] == "layer-wise coefficients"
         seconds = ours(layout, case["tasks"], device, dtype, layer_wise, case.get("backend", "auto"))
-    on_gpu = device == "cuda"
-    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident()
     return {
         "parameters": layout.parameters,
         "seconds": statistics.median(seconds),

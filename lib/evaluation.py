@@ -115,7 +115,7 @@ def gather(tables: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
 
     Args:
         tables: seed -> name of a saved table -> the table: "cross_evaluation", "fusion", "concrete_task_arithmetic",
-            "adaptation".
+            "adaptation"; those that are not there are left out.
 
     Returns:
         Rows (method, task, split, seed, accuracy, loss, n); rows that are no method of their own are left out.
@@ -123,14 +123,12 @@ def gather(tables: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
     parts = []
     for by_name in tables.values():
         cross = by_name["cross_evaluation"]
-        learned = by_name["concrete_task_arithmetic"]
-        parts += [
-            cross[cross["method"] == "pre-trained"].assign(method="Zero-shot"),
-            by_name["fusion"],
-            learned[learned["method"] == "Concrete Task Arithmetic"],
-            by_name["adaptation"],
-            cross[cross["method"] == cross["task"]].assign(method="Experts"),
-        ]
+        rows = cross[cross["method"] == "pre-trained"].assign(method="Zero-shot")
+        for name in ("fusion", "concrete_task_arithmetic", "adaptation"):
+            table = by_name.get(name, cross[:0])
+            known = table["method"].isin(rows["method"]) | table["method"].str.endswith("(control)")
+            rows = pd.concat([rows, table[~known]])
+        parts += [rows, cross[cross["method"] == cross["task"]].assign(method="Experts")]
     return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
 
 

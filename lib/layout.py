@@ -151,15 +151,16 @@ class Layout:
         return flat
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
-        """Compare names, shapes, types and finiteness with this layout; raises like `flatten`."""
+        """Compare names, shapes, types and finiteness with this layout; raises like `flatten`.
+
+        Integer buffers that the layout lacks (`num_batches_tracked`) are ignored, as they are never merged.
+        """
         for name in self.names:
             if name not in parameters:
                 raise ValueError(f"layer '{name}' is missing: is this a checkpoint of another architecture?")
-        for name in parameters:
-            if name not in self.names:
-                floating = parameters[name].is_floating_point()
-                hint = "" if floating else ": integer buffers are never merged, leave it out"
-                raise ValueError(f"layer '{name}' is not part of the pre-trained model's layout{hint}")
+        for name, tensor in parameters.items():
+            if name not in self.names and tensor.is_floating_point():
+                raise ValueError(f"layer '{name}' is not part of the pre-trained model's layout")
         for name, shape in zip(self.names, self.shapes, strict=True):
             tensor = parameters[name]
             if tuple(tensor.shape) != shape:

@@ -5,8 +5,8 @@ holds theta, the logits and Adam's two moments, and nothing else of length D. A 
 
     4 B (mask sums) + (12 + 4 T) B (merge) + (12 + 4 T) B (pull) + 32 B (logits and Adam) per parameter,
 
-64 bytes when T = 1, which is Concrete Task Arithmetic whatever the number of tasks: its coefficients never change, so
-its only "task vector" is their sum.
+and 4 less, 64 bytes, when T = 1, because S need not be written then. T = 1 is Concrete Task Arithmetic whatever the
+number of tasks: its coefficients never change, so its only "task vector" is their sum.
 """
 
 from __future__ import annotations
@@ -130,11 +130,15 @@ class MergeStep:
             The coefficients' gradient [T, L] at the same point, which costs nothing more.
         """
         gradient, dots = self.shard.reduce(gradient), self._no_dots()
-        summed = self._own_theta  # theta is not needed any more, S fits in its place
-        weights = self.shard.per_block(self._coefficients)
-        for number, tasks in enumerate(self._groups()):
-            vectors, lambdas = self.task_vectors[tasks], weights[tasks]
-            self._run(kernels.pull_and_sum, dots[tasks], summed, gradient, vectors, lambdas, self.mask, number > 0)
+        if len(self.task_vectors) == 1:  # S is the only task vector times its coefficient
+            self._run(kernels.pull, dots, gradient, self.task_vectors, self.mask)
+            summed, factor = self.task_vectors[0], self._coefficients[0]
+        else:
+            summed, factor = self._own_theta, 1.0  # theta is not needed any more, S fits in its place
+            weights = self.shard.per_block(self._coefficients)
+            for number, tasks in enumerate(self._groups()):
+                vectors, lambdas = self.task_vectors[tasks], weights[tasks]
+                self._run(kernels.pull_and_sum, dots[tasks], summed, gradient, vectors, lambdas, self.mask, number > 0)
         layer_dots = self.shard.layer_sums(dots)  # [T, L]: sum_l G m tau_t
         common = (layer_dots * self._coefficients).sum(0) / (self._mean.square() * self._counts)
         self.updates += 1
@@ -150,7 +154,7 @@ class MergeStep:
             self._blocks(self.second_moment),
             gradient,
             summed,
-            self.shard.per_block(1 / self._mean),
+            self.shard.per_block(factor / self._mean),
             self.shard.per_block(common),
             torch.tensor(scalars, dtype=torch.float64).to(self.theta),
         )

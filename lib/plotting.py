@@ -14,18 +14,30 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 from torch import Tensor
 
-# Methods from the weakest to the strongest idea: the order of tables and figures, and each one's fixed colour.
-ORDER = (
-    "Zero-shot",
-    "Weight averaging",
-    "Task Arithmetic",
-    "Ties-Merging",
-    "Concrete Task Arithmetic",
-    "AdaMerging (task-wise)",
-    "AdaMerging (layer-wise)",
-    "Concrete AdaMerging (layer-wise)",
-    "Experts",
-)
+# Methods by the kind of idea, each kind from the simplest to the strongest: the order of tables and figures, and each
+# one's colour in the colour-blind-safe palette. Methods that appear together as curves have colours of their own.
+GREY, BLUE, GREEN, ORANGE, RED, PURPLE, BROWN, PINK = 7, 0, 2, 1, 3, 4, 5, 6
+COLOURS = {
+    "Zero-shot": GREY,
+    "Weight averaging": BLUE,
+    "Task Arithmetic": BLUE,
+    "Ties-Merging": BLUE,
+    "Ties-Merging (mean rule)": BLUE,
+    "DARE": BLUE,
+    "Iso-C": GREEN,
+    "Iso-CTS": GREEN,
+    "TSV-M": GREEN,
+    "WUDI-Merging": GREEN,
+    "Fisher merging": ORANGE,
+    "RegMean": ORANGE,
+    "RegMean++": ORANGE,
+    "Concrete Task Arithmetic": RED,
+    "AdaMerging (task-wise)": PURPLE,
+    "AdaMerging (layer-wise)": BROWN,
+    "Concrete AdaMerging (layer-wise)": PINK,
+    "Experts": GREY,
+}
+ORDER = tuple(COLOURS)
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -83,8 +95,8 @@ def clean(name: str) -> str:
 def method_colours(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
     """The same colour for a method in every figure; unknown names get what is left."""
     palette = sns.color_palette("colorblind", 10)
-    fixed = {method: palette[number % 10] for number, method in enumerate(ORDER)} | {"Experts": (0.2, 0.2, 0.2)}
-    return {method: fixed.get(method, palette[9 - number % 10]) for number, method in enumerate(methods)}
+    free = iter((8, 9, 0, 1, 2, 3, 4, 5, 6, 7) * 9)
+    return {method: palette[COLOURS[method] if method in COLOURS else next(free)] for method in methods}
 
 
 def percent_axis(axes: Axes, which: str, label: str) -> None:

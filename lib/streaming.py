@@ -34,7 +34,8 @@ from lib.layout import Layout
 from lib.progress import progress
 from lib.store import atomic_path
 
-FLOATING = ("F16", "BF16", "F32", "F64")  # what experts may be stored as, in the words of the safetensors format
+# What experts may be stored as, in the words of the safetensors format.
+FLOATING = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 INTEGER = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 CHUNK = 1 << 18  # elements added at a time: the float64 copies this makes stay in the cache, which is twice as fast
 METHODS = {"weight-averaging": None, "task-arithmetic": 0.3}  # of the command line, with their scaling factors
@@ -48,7 +49,7 @@ def stream_sum(theta0: Tensor, files: Sequence[Path], layout: Layout, *, coeffic
 
     Args:
         theta0: pre-trained parameters [D].
-        files: T safetensors files with the layout's names and shapes, in float16, bfloat16, float32 or float64.
+        files: T safetensors files with the layout's names, shapes and types: float16, bfloat16, float32 or float64.
         layout: where each layer lies.
         coefficients: lambda, task-wise [T] or layer-wise [T, L]; None is 1 everywhere.
 
@@ -98,7 +99,7 @@ def reader(file: Path, layout: Layout) -> Callable[[Tensor], None]:
 
 def check_file(file: Path, layout: Layout) -> None:
     """Compare the names, shapes and types in a file's header with the layout; raises like `stream_sum`."""
-    stored = _header(file)
+    stored, types = _header(file), dict(zip(layout.names, layout.dtypes, strict=False))
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in stored:
             first = f"; its first entry is '{next(iter(stored))}'" if stored else ""
@@ -108,6 +109,9 @@ def check_file(file: Path, layout: Layout) -> None:
             raise ValueError(f"{file}: layer '{name}' has shape {list(here)}, expected {list(shape)}")
         if dtype not in FLOATING:
             raise ValueError(f"{file}: layer '{name}' is stored as {dtype}, only {', '.join(FLOATING)} can be merged")
+        if types.get(name, FLOATING[dtype]) != FLOATING[dtype]:
+            mend = "save both in one type, or convert it and accept that its rounding is merged too"
+            raise ValueError(f"{file}: layer '{name}' is {FLOATING[dtype]}, the pre-trained one {types[name]}: {mend}")
     for name in sorted(set(stored).difference(layout.names)):
         if stored[name][0] not in INTEGER:
             raise ValueError(f"{file}: layer '{name}' is not part of the pre-trained model's layout; remove it")
@@ -133,10 +137,13 @@ def merge_files(theta0: Path, experts: Sequence[Path], out: Path, scaling_factor
     if scaling_factor is not None and not math.isfinite(scaling_factor):
         raise ValueError(f"the scaling factor is {scaling_factor}, expected a finite number such as 0.3")
     stored = _header(theta0)
-    layers = {name: shape for name, (dtype, shape) in stored.items() if dtype not in INTEGER}
+    layers = {name: entry for name, entry in stored.items() if entry[0] not in INTEGER}
     if not layers:
         raise ValueError(f"{theta0} has no floating-point entry: nothing to merge")
-    layout = Layout(tuple(layers), tuple(layers.values()))
+    if unknown := [name for name, (dtype, _) in layers.items() if dtype not in FLOATING]:
+        raise ValueError(f"{theta0}: layer '{unknown[0]}' is stored as {layers[unknown[0]][0]}, which cannot be merged")
+    shapes, types = tuple(shape for _, shape in layers.values()), tuple(FLOATING[kind] for kind, _ in layers.values())
+    layout = Layout(tuple(layers), shapes, dtypes=types)
     merged = stream_sum(torch.zeros(layout.length), [theta0], layout)  # theta0 itself, read like an expert
     factor = 1 / len(experts) if scaling_factor is None else scaling_factor
     merged.add_(stream_sum(merged, experts, layout), alpha=factor)

@@ -1,4 +1,4 @@
-"""pyproject.toml, requirements.lock, bootstrap.lock and environment.yml say the same."""
+"""pyproject.toml, the locks and environment.yml say the same."""
 
 import re
 import tomllib
@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
-LOCKS = ("requirements.lock", "bootstrap.lock")
+LOCKS = ("requirements.lock", "bootstrap.lock", "peers.lock")
 
 
 def locked(name):
@@ -28,19 +28,24 @@ def locked(name):
 
 
 def declared():
+    """Every requirement of pyproject.toml, with the lock that holds it."""
     extras = PROJECT["project"]["optional-dependencies"]
-    return [Requirement(text) for group in (PROJECT["project"]["dependencies"], *extras.values()) for text in group]
+    groups = {"": PROJECT["project"]["dependencies"], **extras}
+    locks = {"peers": "peers.lock"}
+    return [
+        (Requirement(text), locks.get(name, "requirements.lock")) for name, group in groups.items() for text in group
+    ]
 
 
 def lowest_python(specifier):
     return re.search(r"(\d+\.\d+)", specifier).group(1)
 
 
-@pytest.mark.parametrize("requirement", declared(), ids=lambda requirement: requirement.name)
-def test_every_dependency_is_pinned_within_its_bounds(requirement):
+@pytest.mark.parametrize(("requirement", "lock"), declared(), ids=lambda part: getattr(part, "name", part))
+def test_every_dependency_is_pinned_within_its_bounds(requirement, lock):
     wanted = canonicalize_name(requirement.name)
-    pins = [pin for pin in locked("requirements.lock") if canonicalize_name(pin.name) == wanted]
-    assert len(pins) == 1, f"{requirement.name} is {len(pins)} times in requirements.lock; run `make lock`"
+    pins = [pin for pin in locked(lock) if canonicalize_name(pin.name) == wanted]
+    assert len(pins) == 1, f"{requirement.name} is {len(pins)} times in {lock}; run `make lock`"
     (version,) = pins[0].specifier
     assert version.operator == "=="
     assert version.version in requirement.specifier, f"{requirement} against {pins[0]}; run `make lock`"
@@ -49,7 +54,7 @@ def test_every_dependency_is_pinned_within_its_bounds(requirement):
 
 def test_every_dependency_says_why_it_is_there():
     text = (ROOT / "pyproject.toml").read_text()
-    for requirement in declared():
+    for requirement, _ in declared():
         assert re.search(rf'^    "{re.escape(requirement.name)}[<>=].*",\s+# \w+', text, flags=re.MULTILINE), (
             requirement
         )
@@ -71,6 +76,13 @@ def test_a_lock_names_no_index_and_no_host(lock):
     assert not re.search(r"https?:|file:|--(extra-)?index|--find-links|--trusted-host|@ ", text)
 
 
+def test_the_libraries_to_compare_with_change_no_version_of_the_study():
+    study = {pin.name: pin.specifier for pin in locked("requirements.lock")}
+    peers = {pin.name: pin.specifier for pin in locked("peers.lock")}
+    assert {"fusion-bench", "mergekit"} <= set(peers) - set(study)
+    assert {name: peers[name] for name in peers if name in study} == {n: study[n] for n in study if n in peers}
+
+
 def test_the_installer_has_its_own_lock():
     first = {requirement.name: requirement for requirement in locked("bootstrap.lock")}
     assert set(first) == {"uv", "setuptools"}
@@ -83,7 +95,9 @@ def test_conda_reads_the_same_lock():
     plain = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str)]
     assert {"pip", "make"} <= set(plain)
     names = {canonicalize_name(re.split("[=<>]", entry)[0]) for entry in plain}
-    assert not names & {canonicalize_name(requirement.name) for requirement in declared()}, "two sources of one version"
+    assert not names & {canonicalize_name(requirement.name) for requirement, _ in declared()}, (
+        "two sources of one version"
+    )
 
 
 def test_python_versions_agree():

@@ -226,7 +226,7 @@ def test_iso_cts_on_a_worked_example():
     torch.testing.assert_close(merged, (9 + 8 + 3 + 2) / 4 * torch.eye(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("tasks", "fraction"), [(3, 1.0), (1, 0.5), (1, 0.0), (8, 0.2)])
+@pytest.mark.parametrize(("tasks", "fraction"), [(3, 1.0), (1, 0.5), (1, 0.0), (4, 0.2)])
 def test_iso_cts_is_iso_c_without_specific_directions(tasks, fraction):
     # all common; one task, whose specific directions are those of the sum; fewer directions than tasks
     theta0, vectors, layout = problem(tasks)
@@ -367,10 +367,7 @@ def test_order_of_tasks_does_not_matter_and_zero_vectors_change_nothing(method, 
     torch.testing.assert_close(merged, again, rtol=tolerance, atol=tolerance)
     zero = torch.zeros_like(vectors)
     unchanged = merge(theta0, zero, layout, **needs(method, theta0, zero, layout))
-    if METHODS[method].needs_data:  # weighted by statistics: exact only up to rounding
-        torch.testing.assert_close(unchanged, theta0)
-    else:
-        assert torch.equal(unchanged, theta0)
+    assert torch.equal(unchanged, theta0)
     assert torch.equal(theta0, before[0])  # nothing was changed in place
     assert torch.equal(vectors, before[1])
 

@@ -50,7 +50,6 @@ def test_layer_sums_equal_sums_of_the_layers(shapes, block):
     [
         (lambda s: s.pop("b"), "layer 'b' is missing"),
         (lambda s: s.update(extra=torch.zeros(1)), "layer 'extra' is not part of the pre-trained model's layout$"),
-        (lambda s: s.update(seen=torch.tensor(3)), "layer 'seen' is not part .* integer buffers are never merged"),
         (lambda s: s.update(a=torch.zeros(2, 3)), r"layer 'a' has shape \[2, 3\], expected \[3, 2\]"),
         (lambda s: s.update(a=torch.zeros(3, 2, dtype=torch.int64)), "layer 'a' is torch.int64"),
         (lambda s: s["a"].fill_(float("nan")), "layer 'a' holds NaN or Inf"),
@@ -64,6 +63,13 @@ def test_a_state_that_does_not_fit_is_named(change, message):
         layout.flatten(state)
     with pytest.raises(ValueError, match="expert 0 of 1: " + message):
         task_vectors(torch.zeros(layout.length), [state], layout)
+
+
+def test_integer_buffers_that_the_layout_lacks_are_ignored():
+    state = state_of([(3, 2), (4,)])
+    layout = Layout.of(state)
+    flat = layout.flatten(state | {"num_batches_tracked": torch.tensor(3), "mask": torch.tensor([True])})
+    assert torch.equal(flat, layout.flatten(state))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -22,8 +22,8 @@ from lib.figures.experts import (
     probe,
     similarity,
 )
-from lib.figures.mask import adaptation_curve, density, mask_curve, relaxation
-from lib.figures.merging import coefficients, results, scaling
+from lib.figures.mask import adaptation_curve, convergence, density, mask_curve, mask_samples, planted, relaxation
+from lib.figures.merging import baselines, coefficients, results, scaling
 from lib.store import atomic_path, load_table
 from lib.study import ROOT
 
@@ -33,8 +33,8 @@ Table = pd.DataFrame
 FIGURES: dict[str, Callable[[Table], Figure]] = {
     drawn.__name__: drawn
     for drawn in (
-        pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, mask_curve, density,
-        adaptation_curve, coefficients, results,
+        pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, baselines, mask_samples,
+        convergence, planted, mask_curve, density, adaptation_curve, coefficients, results,
     )
 }  # fmt: skip
 

@@ -16,15 +16,22 @@ def scaling(table: Table) -> Figure:
     figure, axes = new_figure(7, 3.8)
     mean = table.groupby(["method", "scaling_factor"], sort=False, as_index=False)["accuracy"].mean()
     for number, (method, rows) in enumerate(mean.groupby("method", sort=False)):
-        axes.plot(rows["scaling_factor"], 100 * rows["accuracy"], color=f"C{number}", marker="os"[number], label=method)
+        style = {"color": f"C{number}", "marker": "osD^v"[number % 5], "label": method}
+        axes.plot(rows["scaling_factor"], 100 * rows["accuracy"], **style)
         best = rows.loc[rows["accuracy"].idxmax()]
         axes.plot(best["scaling_factor"], 100 * best["accuracy"], "o", ms=13, mfc="none", mec=f"C{number}")
     axes.axvline(0.3, color="0.6", lw=1, ls="--")
     axes.annotate("paper's 0.3", (0.3, axes.get_ylim()[0]), (4, 6), textcoords="offset points", color="0.4")
     percent_axis(axes, "y", "mean validation accuracy (%)")
-    axes.set(xlabel="scaling factor", title="The one hyperparameter of the baselines")
-    axes.legend(frameon=False)
+    axes.set(xlabel="scaling factor", xscale="log", title="The one hyperparameter of the baselines")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
+
+
+def baselines(table: Table) -> Figure:
+    """Held-out accuracy of everything that merges without training, against zero-shot and the experts."""
+    return results(table)
 
 
 def coefficients(table: Table) -> Figure:
