@@ -49,6 +49,7 @@ class Draw(NamedTuple):
     inverse_temperature: Tensor | None
 
 
+Kernel = Callable[..., list[Tensor] | None]
 Mask = Draw | Tensor | None  # drawn from logits; or given, rescaled [n, B]; or none
 
 
@@ -84,9 +85,9 @@ def mask_of(draw: Draw) -> Tensor:
     return torch.where(draw.lanes < draw.valid, mask, 0.0)
 
 
-def mask_sums(sums: Tensor, draw: Draw) -> None:
-    """Sum of the mask over each block, into `sums` [n, 1]."""
-    sums.copy_(mask_of(draw).sum(-1, keepdim=True))
+def mask_sums(draw: Draw) -> list[Tensor]:
+    """Sum of the mask over each block: one [n, 1]."""
+    return [mask_of(draw).sum(-1, keepdim=True)]
 
 
 def _weighted(task_vectors: Tensor, weights: Tensor, like: Tensor) -> Tensor:
@@ -105,20 +106,20 @@ def merge(theta: Tensor, theta0: Tensor, task_vectors: Tensor, weights: Tensor, 
     theta.copy_(theta0 + total)
 
 
-def pull(dots: Tensor, gradient: Tensor, task_vectors: Tensor, mask: Mask) -> None:
-    """Sum over each block of G m tau_t, into `dots` [T, n, 1]."""
+def pull(gradient: Tensor, task_vectors: Tensor, mask: Mask) -> list[Tensor]:
+    """Sum over each block of G m tau_t: T times [n, 1]."""
     if mask is not None:
         gradient = gradient * (mask_of(mask) if isinstance(mask, tuple) else mask)
-    dots.copy_(torch.stack([(gradient * vector.to(gradient.dtype)).sum(-1, keepdim=True) for vector in task_vectors]))
+    return [(gradient * vector.to(gradient.dtype)).sum(-1, keepdim=True) for vector in task_vectors]
 
 
 def pull_and_sum(
-    dots: Tensor, summed: Tensor, gradient: Tensor, task_vectors: Tensor, weights: Tensor, mask: Mask, add: bool
-) -> None:
+    summed: Tensor, gradient: Tensor, task_vectors: Tensor, weights: Tensor, mask: Mask, add: bool
+) -> list[Tensor]:
     """`pull`, and in the same pass S = sum_t lambda_t tau_t into `summed` [n, B] (or onto it)."""
-    pull(dots, gradient, task_vectors, mask)
     total = _weighted(task_vectors, weights, gradient)
     summed.copy_(summed + total if add else total)
+    return pull(gradient, task_vectors, mask)
 
 
 def update_logits(
@@ -156,11 +157,11 @@ def update_logits(
 
 
 @cache
-def _compiled(kernel: Callable[..., None]) -> Callable[..., None]:
+def _compiled(kernel: Kernel) -> Kernel:
     # One loop per pass: without these options the compiler stores a value that is used twice, which costs another
     # vector [D] and two passes over it.
     options = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 1_000}
-    return torch.compile(kernel, fullgraph=True, dynamic=True, options=options)
+    return torch.compile(kernel, fullgraph=True, options=options)
 
 
 _no_compiler: list[str] = []  # why compiling failed in this process; asked once
@@ -178,21 +179,34 @@ def uses_compiler(backend: str, elements: int, device: torch.device) -> bool:
     return backend == "compiled" or (backend == "auto" and large and not _no_compiler)
 
 
-def run(kernel: Callable[..., None], *arguments: object, compiled: bool) -> None:
-    """Run a kernel, compiled or piece by piece; eagerly, with one warning, where no compiler is found."""
-    if compiled and not _no_compiler:
-        from torch._dynamo.exc import TorchDynamoException  # the compiler takes seconds and 150 MiB to import
+def run(kernel: Kernel, *arguments: object, compiled: bool) -> Tensor | None:
+    """Run a kernel, compiled or piece by piece; eagerly, with one warning, where no compiler is found.
 
-        try:
-            return _compiled(kernel)(*arguments)
-        except TorchDynamoException as error:
-            _no_compiler.append(str(error))
-            reason = str(error).strip().splitlines()[0]
-            warnings.warn(f"no working compiler, merging runs eagerly (slower): {reason}", stacklevel=2)
-    blocks = next(tensor.shape[-2] for tensor in arguments if isinstance(tensor, Tensor))
-    for start in range(0, blocks, EAGER_BLOCKS):
-        kernel(*(_piece(argument, start) for argument in arguments))
-    return None
+    Returns:
+        The sums over blocks that the kernel returns, stacked: [k, n, 1]; None for a kernel that only writes.
+    """
+    sums = _run_compiled(kernel, arguments) if compiled and not _no_compiler else None
+    if sums is None:
+        blocks = next(tensor.shape[-2] for tensor in (*arguments, arguments[0][0]) if isinstance(tensor, Tensor))
+        starts = range(0, blocks, EAGER_BLOCKS)
+        pieces = [kernel(*(_piece(argument, start) for argument in arguments)) for start in starts]
+        sums = [torch.cat(parts) for parts in zip(*pieces, strict=True)] if pieces[0] else []
+    return torch.stack(sums) if sums else None
+
+
+def _run_compiled(kernel: Kernel, arguments: tuple) -> list[Tensor] | None:
+    """What the compiled kernel returns ([] for nothing), or None and a warning if it cannot be compiled."""
+    from torch._dynamo import config  # the compiler takes seconds and 150 MiB to import
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        with config.patch(recompile_limit=64):  # one form per number of tasks at once, kind of mask and of temperature
+            return _compiled(kernel)(*arguments) or []
+    except TorchDynamoException as error:
+        _no_compiler.append(str(error))
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"no working compiler, merging runs eagerly (slower): {reason}", stacklevel=4)
+        return None
 
 
 def _piece(argument: object, start: int) -> object:

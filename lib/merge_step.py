@@ -93,9 +93,8 @@ class MergeStep:
         """
         keys = block_keys(self.shard.blocks, self.seed, step, first=self.shard.first, device=self.theta.device)
         self.mask = Draw(self._blocks(self.logits), keys, self._valid, self._lanes, self._inverse_temperature)
-        sums = self.theta.new_empty(self.shard.blocks, 1)
-        self._run(kernels.mask_sums, sums, self.mask)
-        mean = self.shard.layer_sums(sums) / self._counts
+        sums = self._run(kernels.mask_sums, self.mask)
+        mean = self.shard.layer_sums(sums[0]) / self._counts
         self._mean = mean.clamp(min=SMALLEST_MEAN)
         return mean
 
@@ -118,10 +117,9 @@ class MergeStep:
 
     def coefficient_gradient(self, gradient: Tensor) -> Tensor:
         """dLoss/dlambda_{t,l} = sum_{i in l} G_i m_hat_i tau_{t,i}: G [D] -> [T, L]; sum over L if task-wise."""
-        gradient, dots = self.shard.reduce(gradient), self._no_dots()
-        for tasks in self._groups():
-            self._run(kernels.pull, dots[tasks], gradient, self.task_vectors[tasks], self.mask)
-        return self.shard.layer_sums(dots) / self._mean
+        gradient = self.shard.reduce(gradient)
+        dots = [self._run(kernels.pull, gradient, self.task_vectors[tasks], self.mask) for tasks in self._groups()]
+        return self.shard.layer_sums(torch.cat(dots)) / self._mean
 
     def update_mask(self, gradient: Tensor) -> Tensor:
         """One step of Adam on the logits, by G = dLoss/dtheta [D] at the theta that `merge` gave last.
@@ -129,17 +127,17 @@ class MergeStep:
         Returns:
             The coefficients' gradient [T, L] at the same point, which costs nothing more.
         """
-        gradient, dots = self.shard.reduce(gradient), self._no_dots()
+        gradient = self.shard.reduce(gradient)
         if len(self.task_vectors) == 1:  # S is the only task vector times its coefficient
-            self._run(kernels.pull, dots, gradient, self.task_vectors, self.mask)
+            dots = [self._run(kernels.pull, gradient, self.task_vectors, self.mask)]
             summed, factor = self.task_vectors[0], self._coefficients[0]
         else:
             summed, factor = self._own_theta, 1.0  # theta is not needed any more, S fits in its place
-            weights = self.shard.per_block(self._coefficients)
-            for number, tasks in enumerate(self._groups()):
+            weights, dots = self.shard.per_block(self._coefficients), []
+            for tasks in self._groups():
                 vectors, lambdas = self.task_vectors[tasks], weights[tasks]
-                self._run(kernels.pull_and_sum, dots[tasks], summed, gradient, vectors, lambdas, self.mask, number > 0)
-        layer_dots = self.shard.layer_sums(dots)  # [T, L]: sum_l G m tau_t
+                dots.append(self._run(kernels.pull_and_sum, summed, gradient, vectors, lambdas, self.mask, bool(dots)))
+        layer_dots = self.shard.layer_sums(torch.cat(dots))  # [T, L]: sum_l G m tau_t
         common = (layer_dots * self._coefficients).sum(0) / (self._mean.square() * self._counts)
         self.updates += 1
         scalars = (
@@ -172,14 +170,11 @@ class MergeStep:
         self.second_moment.copy_(state["second"])
         self.updates = state["updates"]
 
-    def _run(self, kernel: object, *arguments: object) -> None:
-        kernels.run(kernel, *arguments, compiled=self.compiled)
+    def _run(self, kernel: kernels.Kernel, *arguments: object) -> Tensor | None:
+        return kernels.run(kernel, *arguments, compiled=self.compiled)
 
     def _layer_wise(self, coefficients: Tensor) -> Tensor:
         return coefficients if coefficients.dim() == 2 else coefficients[:, None].expand(-1, self.layout.layers)
-
-    def _no_dots(self) -> Tensor:
-        return self.theta.new_empty(len(self.task_vectors), self.shard.blocks, 1)
 
     def _groups(self) -> list[slice]:
         """The tasks, some at a time."""

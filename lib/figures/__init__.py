@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lib.figures.benchmarks import merge_step, merge_step_size
 from lib.figures.experts import (
     contact_sheet,
     cross_evaluation,
@@ -66,4 +67,21 @@ def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
     for name, drawn in FIGURES.items():
         if (tables / f"{name}.csv").is_file():
             written.append(save(drawn(load_table(tables / f"{name}.csv")), folder / f"{name}.png"))
+    return written
+
+
+def draw_benchmarks(root: Path = ROOT) -> list[Path]:
+    """Draw the benchmarks' figures into `figures/benchmarks/`, one set per machine in the table.
+
+    Raises:
+        FileNotFoundError: if nothing was measured yet.
+    """
+    path = root / "data" / "benchmarks" / "merge_step.csv"
+    if not path.is_file():
+        raise FileNotFoundError("no data/benchmarks/merge_step.csv: run `make benchmark` first")
+    written = []
+    for machine, table in load_table(path).groupby("machine", sort=False):
+        ending = "" if not written else "_" + "".join(letter if letter.isalnum() else "-" for letter in str(machine))
+        for drawn in (merge_step, merge_step_size):
+            written.append(save(drawn(table), root / "figures" / "benchmarks" / f"{drawn.__name__}{ending}.png"))
     return written

@@ -1,0 +1,81 @@
+"""Figures of the benchmarks: time and memory of one mask step, growing with T and with D."""
+
+from __future__ import annotations
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lib.plotting import new_figure
+
+Table = pd.DataFrame
+
+LAYER, ARITHMETIC = "layer-wise coefficients", "Concrete Task Arithmetic"
+# What is drawn: label -> (implementation, method, task vectors' type, backend), colour, line, marker.
+SERIES = {
+    "FusionBench, layer-wise": (("fusion-bench", LAYER, "float32", "auto"), 3, "-", "X"),
+    "this study, layer-wise": (("this study", LAYER, "float32", "auto"), 0, "-", "o"),
+    "this study, layer-wise, bfloat16 task vectors": (("this study", LAYER, "bfloat16", "auto"), 9, "--", "s"),
+    "this study, layer-wise, no compiler": (("this study", LAYER, "float32", "eager"), 7, ":", "v"),
+    "this study, Concrete Task Arithmetic": (("this study", ARITHMETIC, "float32", "auto"), 2, "-.", "D"),
+}
+
+
+def _rows(table: Table, key: tuple[str, str, str, str]) -> Table:
+    columns = ["implementation", "method", "task_vectors", "backend"]
+    return table[(table[columns] == list(key)).all(axis=1)]
+
+
+def _machine(table: Table) -> str:
+    row = table.iloc[0]
+    return f"{row['machine']}, {row['threads']} threads, torch {row['torch']}"
+
+
+def merge_step(table: Table) -> Figure:
+    """Seconds and peak memory of one mask step at ViT-B/32 size against the number of tasks T."""
+    figure, (left, right) = new_figure(11, 4.2, columns=2)
+    palette = sns.color_palette("colorblind", 10)
+    full = table[table["parameters"] == table["parameters"].max()]
+    for label, (key, colour, line, marker) in SERIES.items():
+        rows = _rows(full, key).sort_values("tasks")
+        style = {"color": palette[colour], "ls": line, "marker": marker, "label": label}
+        left.plot(rows["tasks"], rows["seconds"], **style)
+        right.plot(rows["tasks"], rows["peak_gb"], **style)
+    copy = full[full["implementation"] == "memory copy"].iloc[0]
+    limit = copy["seconds"] / 8 * 64  # a copy moves 8 bytes per parameter, Concrete Task Arithmetic 64
+    left.axhline(limit, color="0.6", lw=1, ls=":")
+    left.annotate(
+        "64 bytes per parameter\nat copying speed", (2, limit), (0, -26), textcoords="offset points", color="0.4"
+    )
+    ticks = sorted(full.loc[full["tasks"] > 0, "tasks"].unique())
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel="number of tasks T", xticks=ticks)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+    left.set(
+        ylabel="seconds per step",
+        ylim=(0.6 * limit, None),
+        title=f"One mask step, D = {copy['parameters'] / 1e6:.1f} million",
+    )
+    right.set(ylabel="peak resident memory (GB)", title="The same process's memory")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(_machine(full), fontsize=8, color="0.4")
+    return figure
+
+
+def merge_step_size(table: Table) -> Figure:
+    """Seconds of one mask step with eight tasks against the number of parameters D."""
+    figure, axes = new_figure(7.5, 4)
+    palette = sns.color_palette("colorblind", 10)
+    for label, (key, colour, line, marker) in SERIES.items():
+        rows = _rows(table[table["tasks"] == 8], key).sort_values("parameters")
+        if len(rows) > 1:
+            axes.plot(rows["parameters"], rows["seconds"], color=palette[colour], ls=line, marker=marker, label=label)
+    copy = table[table["implementation"] == "memory copy"].sort_values("parameters")
+    axes.plot(copy["parameters"], copy["seconds"], color="0.5", ls=":", marker=".", label="copy of one vector")
+    axes.set(xscale="log", yscale="log", xlabel="parameters D", ylabel="seconds per step")
+    axes.set_title("One mask step, T = 8")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(_machine(table), fontsize=8, color="0.4")
+    return figure
