@@ -5,9 +5,10 @@ r"""The four passes of a mask step over blocks of a flat vector, each reading an
     pull           G, tau_1..T, x -> sum_b G m tau_t, and S = sum_t lambda_t tau_t
     update_logits  G, S, x, moments -> x, moments                                  closed-form gradient, then Adam
 
-The mask itself is never stored: it is drawn again in each pass from the counters of `lib.noise`, which is cheaper than
-reading it. `torch.compile` turns each function into one loop (C++/OpenMP on a CPU, Triton on a GPU); without a
-compiler the same functions run eagerly, on a few blocks at a time so that what lies between them stays in the cache.
+The mask is not stored: it is drawn again in each pass from the counters of `lib.noise`, which compiled is cheaper than
+reading it. (Small vectors in eager code keep it.) `torch.compile` turns each function into one loop (C++/OpenMP on a
+CPU, Triton on a GPU); without a compiler the same functions run eagerly, on a few blocks at a time so that what lies
+between them stays in the cache.
 
 Shapes: n blocks of B elements. Vectors are [n, B], task vectors [T, n, B], numbers per block [n, 1] or [T, n, 1].
 """
@@ -25,8 +26,8 @@ from torch import Tensor
 from lib.noise import STEPS, odd_numbers
 
 BACKENDS = ("auto", "compiled", "eager")
-SMALL = 16_000_000  # elements: below this, on a CPU, compiling costs more time than it saves
-EAGER_BLOCKS = 256  # blocks per eager piece: 1 MiB per vector
+SMALL = 4_000_000  # elements: below this, on a CPU, compiling costs more time than it saves, and a mask is kept
+EAGER_BLOCKS = 64  # blocks per eager piece: 256 KiB per vector
 TASKS_AT_ONCE = 8  # task vectors per pass; more are added in further passes
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's, torch's defaults
 
@@ -85,9 +86,12 @@ def mask_of(draw: Draw) -> Tensor:
     return torch.where(draw.lanes < draw.valid, mask, 0.0)
 
 
-def mask_sums(draw: Draw) -> list[Tensor]:
-    """Sum of the mask over each block: one [n, 1]."""
-    return [mask_of(draw).sum(-1, keepdim=True)]
+def mask_sums(draw: Draw, kept: Tensor | None) -> list[Tensor]:
+    """Sum of the mask over each block: one [n, 1]; the mask itself goes into `kept` [n, B] when given."""
+    mask = mask_of(draw)
+    if kept is not None:
+        kept.copy_(mask)
+    return [mask.sum(-1, keepdim=True)]
 
 
 def _weighted(task_vectors: Tensor, weights: Tensor, like: Tensor) -> Tensor:
@@ -124,6 +128,7 @@ def pull_and_sum(
 
 def update_logits(
     draw: Draw,
+    kept: Tensor | None,
     first_moment: Tensor,
     second_moment: Tensor,
     gradient: Tensor,
@@ -138,6 +143,7 @@ def update_logits(
 
     Args:
         draw: the sample that theta was merged with; its logits are updated.
+        kept: the same mask [n, B] if it was kept.
         first_moment: Adam's mean of gradients [n, B].
         second_moment: Adam's mean of squared gradients [n, B].
         gradient: G [n, B].
@@ -146,7 +152,7 @@ def update_logits(
         common: of each block's layer [n, 1].
         scalars: learning rate / (1 - beta_1^k), 1 / sqrt(1 - beta_2^k), 1 / temperature: [3].
     """
-    mask = mask_of(draw)
+    mask = mask_of(draw) if kept is None else kept
     of_mask = gradient * summed * inverse_mean - common
     of_logits = of_mask * mask * (1 - mask) * scalars[2]
     first = first_moment * BETA_1 + of_logits * (1 - BETA_1)

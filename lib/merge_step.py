@@ -78,6 +78,8 @@ class MergeStep:
         self.logits, self.first_moment, self.second_moment = (
             torch.zeros_like(self._own_theta.flatten()) for _ in range(3)
         )
+        keep = not self.compiled and self.logits.numel() < kernels.SMALL
+        self._kept = torch.zeros_like(self._own_theta) if keep else None
         self.updates, self.learning_rate, self.seed, self.temperature = 0, learning_rate, seed, temperature
         self._lanes = torch.arange(self.layout.block, dtype=torch.int32, device=device)
         own = slice(self.shard.first, self.shard.first + self.shard.blocks)
@@ -92,8 +94,9 @@ class MergeStep:
             Mean of the mask over each layer [L].
         """
         keys = block_keys(self.shard.blocks, self.seed, step, first=self.shard.first, device=self.theta.device)
-        self.mask = Draw(self._blocks(self.logits), keys, self._valid, self._lanes, self._inverse_temperature)
-        sums = self._run(kernels.mask_sums, self.mask)
+        self._draw = Draw(self._blocks(self.logits), keys, self._valid, self._lanes, self._inverse_temperature)
+        sums = self._run(kernels.mask_sums, self._draw, self._kept)
+        self.mask = self._draw if self._kept is None else self._kept
         mean = self.shard.layer_sums(sums[0]) / self._counts
         self._mean = mean.clamp(min=SMALLEST_MEAN)
         return mean
@@ -147,7 +150,8 @@ class MergeStep:
         )
         self._run(
             kernels.update_logits,
-            self.mask,
+            self._draw,
+            self._kept,
             self._blocks(self.first_moment),
             self._blocks(self.second_moment),
             gradient,
