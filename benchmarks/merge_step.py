@@ -218,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--quick", action="store_true", help="one twentieth of the size, to try it out; writes nothing")
+    parser.add_argument("--only", default="", help="measure only cases with this in their description, e.g. bfloat16")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -229,12 +230,15 @@ def main() -> None:
 
     about = machine(options.device)
     print(f"One mask step on {about['machine']}, {about['threads']} threads; median of {STEPS} steps")
-    rows = [row for case in cases(options.quick) if (row := measure(case, options.device))]
+    chosen = [case for case in cases(options.quick) if options.only in json.dumps(case)]
+    rows = [row for case in chosen if (row := measure(case, options.device))]
     table = pd.DataFrame([row | about for row in rows]).drop(columns="scale")
     if not options.quick:
         TABLE.parent.mkdir(parents=True, exist_ok=True)
-        kept = pd.read_csv(TABLE) if TABLE.is_file() else pd.DataFrame(columns=["machine"])
-        table = pd.concat([kept[kept["machine"] != about["machine"]], table])  # another machine's figures stay
+        key = ["machine", "implementation", "method", "tasks", "task_vectors", "backend", "parameters"]
+        if TABLE.is_file():  # rows of other machines and cases stay
+            table = pd.concat([pd.read_csv(TABLE, dtype={"parameters": int}), table])
+        table = table.drop_duplicates(key, keep="last")
         with atomic_path(TABLE) as temporary:
             table.to_csv(temporary, index=False, float_format="%.4g")
         print(f"Wrote {TABLE.relative_to(ROOT)}")

@@ -191,13 +191,17 @@ def run(kernel: Kernel, *arguments: object, compiled: bool) -> Tensor | None:
     Returns:
         The sums over blocks that the kernel returns, stacked: [k, n, 1]; None for a kernel that only writes.
     """
-    sums = _run_compiled(kernel, arguments) if compiled and not _no_compiler else None
-    if sums is None:
-        blocks = next(tensor.shape[-2] for tensor in (*arguments, arguments[0][0]) if isinstance(tensor, Tensor))
-        starts = range(0, blocks, EAGER_BLOCKS)
-        pieces = [kernel(*(_piece(argument, start) for argument in arguments)) for start in starts]
-        sums = [torch.cat(parts) for parts in zip(*pieces, strict=True)] if pieces[0] else []
-    return torch.stack(sums) if sums else None
+    if compiled and not _no_compiler:
+        sums = _run_compiled(kernel, arguments)
+        if sums is not None:
+            return torch.stack(sums) if sums else None
+    blocks = next(tensor.shape[-2] for tensor in (*arguments, arguments[0][0]) if isinstance(tensor, Tensor))
+    total = None  # written into, not gathered: small tensors kept between large ones that come and go waste the heap
+    for start in range(0, blocks, EAGER_BLOCKS):
+        for row, part in enumerate(sums := kernel(*(_piece(argument, start) for argument in arguments)) or []):
+            total = part.new_empty(len(sums), blocks, 1) if total is None else total
+            total[row, start : start + EAGER_BLOCKS] = part
+    return total
 
 
 def _run_compiled(kernel: Kernel, arguments: tuple) -> list[Tensor] | None:

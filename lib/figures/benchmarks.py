@@ -53,9 +53,11 @@ def merge_step(table: Table) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.yaxis.set_major_formatter("{x:g}")
+    left.set_yticks([0.1, 0.2, 0.5, 1, 2, 5])
+    right.set_yticks([2, 5, 10, 20])
     left.set(
         ylabel="seconds per step",
-        ylim=(0.6 * limit, None),
+        ylim=(0.5 * limit, None),
         title=f"One mask step, D = {copy['parameters'] / 1e6:.1f} million",
     )
     right.set(ylabel="peak resident memory (GB)", title="The same process's memory")
