@@ -74,6 +74,17 @@ def test_every_figure_is_drawn_from_the_committed_tables(tmp_path):
         assert pixels.std() > 5, f"{path.name} is blank"
 
 
+def test_benchmark_figures_are_drawn_from_the_saved_table(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run `make benchmark` first"):
+        figures.draw_benchmarks(tmp_path)
+    (tmp_path / "data" / "benchmarks").mkdir(parents=True)
+    table = pd.read_csv(ROOT / "data" / "benchmarks" / "merge_step.csv")
+    table.to_csv(tmp_path / "data" / "benchmarks" / "merge_step.csv", index=False)
+    written = figures.draw_benchmarks(tmp_path)
+    assert [path.name for path in written[:2]] == ["merge_step.png", "merge_step_size.png"]
+    assert all(np.asarray(Image.open(path).convert("L")).std() > 5 for path in written)
+
+
 def test_figures_of_a_profile_without_tables_say_what_to_run(capsys):
     with pytest.raises(FileNotFoundError, match="no saved tables of 'tiny-real', seed 0: run `make study` first"):
         figures.draw_all("tiny-real", root=Path("/nonexistent"))
