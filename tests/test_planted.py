@@ -1,4 +1,4 @@
-"""The planted world: experts are perfect, merging interferes, the planted mask mends that and a learned one finds it."""
+"""The planted world: experts are perfect, merging interferes, a mask mends it, and a learned one finds that mask."""
 
 import pytest
 import torch
