@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as distributed
 
-from benchmarks.merge_step import ROOT, peak_resident, vit_b_32_shapes
+from benchmarks.common import ROOT, peak_resident, vit_b_32_shapes
 from lib.layout import Layout
 from lib.merge_step import MergeStep
 from lib.sharding import Shard

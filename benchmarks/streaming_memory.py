@@ -1,4 +1,4 @@
-"""How much memory and time merging takes when the experts stream from files: `python benchmarks/streaming_memory.py`.
+"""How much memory and time merging takes when the experts stream from files: `python -m benchmarks.streaming_memory`.
 
 Makes random experts with the names and shapes of the CLIP ViT-B/32 image encoder (87.8 million parameters, 351 MB each
 in float32) in a temporary folder, merges 8, 16 and 64 of them, each time in a process of its own on one thread, and
@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,13 +30,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.common import ROOT, peak_resident, vit_b_32_shapes
 from lib.fusion import task_arithmetic, weight_averaging
 from lib.layout import Layout
 from lib.merge_step import MergeStep
 from lib.store import save_table
 from lib.streaming import reader, stream_sum
 
-TABLE = Path(__file__).resolve().parents[1] / "data" / "benchmarks" / "streaming_memory.csv"
+TABLE = ROOT / "data/benchmarks/streaming_memory.csv"
 
 
 def mask_steps(base: Path, summed: Tensor, layout: Layout) -> Tensor:
@@ -54,17 +54,6 @@ def mask_steps(base: Path, summed: Tensor, layout: Layout) -> Tensor:
 
 
 METHODS = ("Weight averaging", "Task Arithmetic", "Concrete Task Arithmetic")
-
-
-def shapes_of_image_encoder() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of ViT-B/32's image encoder, built without values."""
-    from open_clip import get_model_config
-    from open_clip.model import _build_vision_tower
-
-    config = get_model_config("ViT-B-32")
-    with torch.device("meta"):
-        tower = _build_vision_tower(config["embed_dim"], config["vision_cfg"])
-    return {name: tuple(tensor.shape) for name, tensor in tower.state_dict().items()}
 
 
 def make_files(folder: Path, shapes: dict[str, tuple[int, ...]], tasks: int, distinct: int) -> None:
@@ -88,14 +77,6 @@ def drop_from_cache(files: Sequence[Path]) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process, mapped files included."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss would also remember the parent process from before exec
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def run(method: str, folder: Path, tasks: int) -> dict[str, object]:
     """One row of the table, measured in this process; the rate is that of reading and adding up the experts."""
     torch.set_num_threads(1)
@@ -103,7 +84,7 @@ def run(method: str, folder: Path, tasks: int) -> dict[str, object]:
     layout = Layout(tuple(shapes), tuple(tuple(shape) for shape in shapes.values()))
     files = [folder / f"expert{task}.safetensors" for task in range(tasks)]
     drop_from_cache(files)
-    at_start, started = peak_bytes(), time.monotonic()
+    at_start, started = peak_resident(), time.monotonic()
     theta0 = stream_sum(torch.zeros(layout.length), [folder / "base.safetensors"], layout)
     reading = time.monotonic()
     summed = stream_sum(theta0, files, layout)
@@ -119,7 +100,7 @@ def run(method: str, folder: Path, tasks: int) -> dict[str, object]:
         "method": method,
         "experts": tasks,
         "seconds": time.monotonic() - started,
-        "peak_rss_gib": peak_bytes() / 2**30,
+        "peak_rss_gib": peak_resident() / 2**30,
         "rss_at_start_gib": at_start / 2**30,
         "read_gb_per_s": rate,
     }
@@ -145,7 +126,7 @@ def main() -> None:
         print(json.dumps(run(given.run[0], Path(given.run[1]), int(given.run[2]))))
         return
     counts = [2, 4] if given.quick else given.experts
-    shapes = shapes_of_image_encoder()
+    shapes = vit_b_32_shapes(1.0)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
         folder, rows = Path(name), []
         (folder / "shapes.json").write_text(json.dumps(shapes))
@@ -155,8 +136,8 @@ def main() -> None:
         make_files(folder, shapes, max(counts), distinct)
         for tasks in counts:
             for method in METHODS:
-                call = [sys.executable, __file__, "--run", method, name, str(tasks)]
-                done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
+                call = [sys.executable, "-m", "benchmarks.streaming_memory", "--run", method, name, str(tasks)]
+                done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
                 row = json.loads(done.stdout.splitlines()[-1]) | {"distinct_files": min(distinct, tasks)} | machine()
                 print({key: row[key] for key in ("method", "experts", "seconds", "peak_rss_gib")}, flush=True)
                 rows.append(row)
