@@ -295,5 +295,5 @@ def test_peak_memory_does_not_grow_with_the_number_of_experts(large_experts):
     vector = 10_000_000 * 4 / 2**20  # MiB
     # theta0 and S are 2 vectors, a layer 0.3 (mapped, and in float64); the rest is code of torch, loaded on first use.
     assert four - start < 4 * vector
-    assert sixteen - four < 0.2 * vector  # two layers of one of the 12 further experts
+    assert sixteen - four < vector / 2  # twelve further experts are twelve vectors
     assert sixteen < 1.05 * four
