@@ -18,17 +18,19 @@ import torch
 from torch import Tensor
 
 from lib.layout import Layout
+from lib.noise import uniform
+from lib.rng import seed_of
 
 SMALLEST_MEAN = 1e-6  # a layer whose mask has (numerically) vanished is divided by this instead of by zero
 
 
-def sample_mask(logits: Tensor, temperature: float, uniform: Tensor, layout: Layout) -> Tensor:
+def sample_mask(logits: Tensor, temperature: float, noise: Tensor, layout: Layout) -> Tensor:
     """Draw a relaxed mask from its logits (paper Eq. 4-5): m = sigmoid((logit(u) + x) / temperature).
 
     Args:
         logits: x [D]; sigmoid(x) is the probability of a one as the temperature goes to zero.
         temperature: > 0; small values give nearly binary samples.
-        uniform: u ~ U(0, 1), [D]; 0 and 1 themselves are moved inside by one rounding step.
+        noise: u ~ U(0, 1), [D]; 0 and 1 themselves are moved inside by one rounding step.
         layout: the padding gets mask 0.
 
     Returns:
@@ -39,7 +41,7 @@ def sample_mask(logits: Tensor, temperature: float, uniform: Tensor, layout: Lay
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}, expected a positive number; the paper uses 0.5")
-    u = uniform.clamp(torch.finfo(uniform.dtype).tiny, 1 - torch.finfo(uniform.dtype).eps / 2)
+    u = noise.clamp(torch.finfo(noise.dtype).tiny, 1 - torch.finfo(noise.dtype).eps / 2)
     return torch.sigmoid((torch.log(u) - torch.log1p(-u) + logits) / temperature) * layout.inside(logits.device)
 
 
@@ -56,6 +58,42 @@ def layer_means(mask: Tensor, layout: Layout) -> Tensor:
 def rescale(mask: Tensor, layout: Layout) -> Tensor:
     """Divide each layer of the mask by its mean, so that a masked task vector keeps its expected size: [D] -> [D]."""
     return mask / layout.spread(layer_means(mask, layout))
+
+
+def final_mask(
+    logits: Tensor,
+    layout: Layout,
+    kind: str = "sample",
+    *,
+    temperature: float = 0.5,
+    seed: int = 0,
+    rescaled: bool = True,
+) -> Tensor:
+    """The one mask that stays after learning.
+
+    Args:
+        logits: x [D].
+        layout: where the layers lie.
+        kind: one more "sample" (the paper's), the "hard" mask x > 0, or the "expected" one, sigmoid(x).
+        temperature: of the sample.
+        seed: names its noise.
+        rescaled: divide it by its mean in each layer.
+
+    Returns:
+        m_hat [D], or m.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind == "sample":
+        mask = sample_mask(logits, temperature, uniform(layout, seed_of("final mask", seed), 0).to(logits), layout)
+    elif kind == "hard":
+        mask = (logits > 0).to(logits.dtype) * layout.inside(logits.device)
+    elif kind == "expected":
+        mask = expected_mask(logits, layout)
+    else:
+        raise ValueError(f"final_mask={kind!r}, expected 'sample', 'hard' or 'expected'")
+    return rescale(mask, layout) if rescaled else mask
 
 
 def weighted_sum(task_vectors: Tensor, coefficients: Tensor, layout: Layout) -> Tensor:

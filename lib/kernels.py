@@ -94,6 +94,13 @@ def mask_sums(draw: Draw, kept: Tensor | None) -> list[Tensor]:
     return [mask.sum(-1, keepdim=True)]
 
 
+def masked(vector: Tensor, mask: Mask) -> Tensor:
+    """The mask times a vector [n, B]; the vector itself where there is no mask."""
+    if mask is None:
+        return vector
+    return vector * (mask_of(mask) if isinstance(mask, Draw) else mask)
+
+
 def _weighted(task_vectors: Tensor, weights: Tensor, like: Tensor) -> Tensor:
     """sum_t w_t tau_t, unrolled so that it becomes part of the loop around it: [n, B]."""
     total = weights[0] * task_vectors[0].to(like.dtype)
@@ -104,16 +111,12 @@ def _weighted(task_vectors: Tensor, weights: Tensor, like: Tensor) -> Tensor:
 
 def merge(theta: Tensor, theta0: Tensor, task_vectors: Tensor, weights: Tensor, mask: Mask) -> None:
     """Write theta0 + m * sum_t w_t tau_t into `theta` [n, B] (which may be theta0 itself)."""
-    total = _weighted(task_vectors, weights, theta0)
-    if mask is not None:
-        total = total * (mask_of(mask) if isinstance(mask, tuple) else mask)
-    theta.copy_(theta0 + total)
+    theta.copy_(theta0 + masked(_weighted(task_vectors, weights, theta0), mask))
 
 
 def pull(gradient: Tensor, task_vectors: Tensor, mask: Mask) -> list[Tensor]:
     """Sum over each block of G m tau_t: T times [n, 1]."""
-    if mask is not None:
-        gradient = gradient * (mask_of(mask) if isinstance(mask, tuple) else mask)
+    gradient = masked(gradient, mask)
     return [(gradient * vector.to(gradient.dtype)).sum(-1, keepdim=True) for vector in task_vectors]
 
 

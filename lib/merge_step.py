@@ -61,13 +61,23 @@ class MergeStep:
     def _blocks(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (-1, self.layout.block))
 
-    def learn_mask(self, *, temperature: float, learning_rate: float, seed: int) -> None:
-        """Begin to learn a mask: logits 0, Adam's moments 0.
+    def learn_mask(
+        self,
+        *,
+        temperature: float,
+        learning_rate: float,
+        seed: int,
+        initial_logits: float = 0.0,
+        rescale: bool = True,
+    ) -> None:
+        """Begin to learn a mask.
 
         Args:
             temperature: of the samples.
             learning_rate: Adam's.
             seed: names the noise; a number below 2^63.
+            initial_logits: x at the start.
+            rescale: divide each layer of the mask by its mean.
 
         Raises:
             ValueError: if the temperature is not positive.
@@ -78,6 +88,8 @@ class MergeStep:
         self.logits, self.first_moment, self.second_moment = (
             torch.zeros_like(self._own_theta.flatten()) for _ in range(3)
         )
+        self.logits += initial_logits
+        self.rescale = rescale
         keep = not self.compiled and self.logits.numel() < kernels.SMALL
         self._kept = torch.zeros_like(self._own_theta) if keep else None
         self.updates, self.learning_rate, self.seed, self.temperature = 0, learning_rate, seed, temperature
@@ -98,8 +110,12 @@ class MergeStep:
         sums = self._run(kernels.mask_sums, self._draw, self._kept)
         self.mask = self._draw if self._kept is None else self._kept
         mean = self.shard.layer_sums(sums[0]) / self._counts
-        self._mean = mean.clamp(min=SMALLEST_MEAN)
+        self._mean = mean.clamp(min=SMALLEST_MEAN) if self.rescale else torch.ones_like(mean)
         return mean
+
+    def rescaled_mask(self) -> Tensor:
+        """The mask that `merge` uses now, written out: m_hat [n, block], this rank's part."""
+        return kernels.masked(self.shard.per_block(1 / self._mean).expand_as(self._own_theta), self.mask)
 
     def merge(self, coefficients: Tensor) -> Tensor:
         """Merged parameters at some coefficients, task-wise [T] or layer-wise [T, L].
@@ -124,8 +140,12 @@ class MergeStep:
         dots = [self._run(kernels.pull, gradient, self.task_vectors[tasks], self.mask) for tasks in self._groups()]
         return self.shard.layer_sums(torch.cat(dots)) / self._mean
 
-    def update_mask(self, gradient: Tensor) -> Tensor:
+    def update_mask(self, gradient: Tensor, second_order: Tensor | None = None) -> Tensor:
         """One step of Adam on the logits, by G = dLoss/dtheta [D] at the theta that `merge` gave last.
+
+        Args:
+            gradient: G [D].
+            second_order: what to add to G S, from `lib.hypergradient` [D]; None for the first-order gradient.
 
         Returns:
             The coefficients' gradient [T, L] at the same point, which costs nothing more.
@@ -141,7 +161,15 @@ class MergeStep:
                 vectors, lambdas = self.task_vectors[tasks], weights[tasks]
                 dots.append(self._run(kernels.pull_and_sum, summed, gradient, vectors, lambdas, self.mask, bool(dots)))
         layer_dots = self.shard.layer_sums(torch.cat(dots))  # [T, L]: sum_l G m tau_t
-        common = (layer_dots * self._coefficients).sum(0) / (self._mean.square() * self._counts)
+        by_layer = layer_dots / self._mean
+        pulled = (layer_dots * self._coefficients).sum(0)  # [L]: sum_l G S m
+        if second_order is not None:
+            gradient = gradient * summed * self.shard.per_block(factor * torch.ones_like(self._mean))
+            gradient += self._blocks(second_order)
+            summed, factor = torch.ones_like(gradient), 1.0
+            products = (gradient * self.rescaled_mask()).sum(-1, keepdim=True)
+            pulled = self.shard.layer_sums(products) * self._mean
+        common = pulled / (self._mean.square() * self._counts) * self.rescale
         self.updates += 1
         scalars = (
             self.learning_rate / (1 - kernels.BETA_1**self.updates),
@@ -160,7 +188,7 @@ class MergeStep:
             self.shard.per_block(common),
             torch.tensor(scalars, dtype=torch.float64).to(self.theta),
         )
-        return layer_dots / self._mean
+        return by_layer
 
     def state(self) -> dict[str, object]:
         """What a checkpoint of the mask must hold."""

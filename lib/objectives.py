@@ -1,4 +1,4 @@
-r"""What test-time adaptation minimises: the entropy of the merged model's predictions on unlabelled images.
+r"""What test-time adaptation minimises on unlabelled images: prediction entropy, or information maximisation.
 
 An objective maps a point of R^D to a loss and its gradient, `objective(theta) -> (loss, G)`. That is all an adaptation
 loop knows of a model; another model family plugs in by another objective.
@@ -6,10 +6,11 @@ loop knows of a model; another model family plugs in by another objective.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.device import Runtime
 from lib.flat_model import FlatModel
@@ -17,6 +18,7 @@ from lib.models import Preprocess
 from lib.rng import batch_indices
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]
+OBJECTIVES = ("entropy", "information-maximisation")
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -25,11 +27,25 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
-class PredictionEntropy:
-    """Mean prediction entropy per task, summed over tasks (AdaMerging, https://arxiv.org/abs/2310.02575, Eq. 4).
+def entropy_of_mean(mean: Tensor) -> Tensor:
+    """Shannon entropy (nats) of a mean prediction, class probabilities [C] -> []."""
+    return -torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
+
+
+class PredictionObjective:
+    r"""Entropy of the predictions per task, summed over tasks; optionally minus the entropy of their mean.
+
+    - "entropy" (AdaMerging, https://arxiv.org/abs/2310.02575, Eq. 4; the paper's): mean_i H(p_i). It can be lowered by
+      predicting one class for everything.
+    - "information-maximisation" (Krause et al. 2010; SHOT, https://arxiv.org/abs/2002.08546, Eq. 3-4):
+      mean_i H(p_i) - diversity * H(mean_i p_i). Sure about each image, undecided about the mixture: it assumes
+      classes of roughly equal frequency.
 
     All tasks share theta, so the rows of all tasks go through the encoder as ONE batch and each task's frozen head
     reads its own rows: one forward and one backward pass, whatever T. There is no argument for labels.
+
+    Where a task has more classes C than its batch has images B, the mean over the batch cannot be even. The mean
+    prediction is then a running average over about C images: B / C of this batch, the rest as it was before.
 
     Args:
         model: image encoder bound to flat vectors.
@@ -39,9 +55,18 @@ class PredictionEntropy:
         runtime: device and precision.
         batch: images per task and step.
         seed: names the order of the batches.
+        objective: one of `OBJECTIVES`.
+        diversity: weight of the mean prediction's entropy in information maximisation.
+        micro_batch: rows per pass through the encoder where memory is short; 0 takes all at once. The result is the
+            same, at the price of one more forward pass: features first, then their gradient pulled back piece by
+            piece (Gao et al. 2021, https://arxiv.org/abs/2101.06983).
+
+    Attributes:
+        report: of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, that of the mean prediction
+            in the task where it is lowest; both as a share of their largest possible value, log C.
 
     Raises:
-        ValueError: if heads and image sets differ in number, or a set is empty.
+        ValueError: if heads and image sets differ in number, a set is empty, or the objective is unknown.
     """
 
     def __init__(
@@ -54,6 +79,9 @@ class PredictionEntropy:
         *,
         batch: int,
         seed: int,
+        objective: str = "entropy",
+        diversity: float = 1.0,
+        micro_batch: int = 0,
     ) -> None:
         if len(heads) != len(images) or not heads:
             raise ValueError(f"{len(heads)} heads and {len(images)} image sets: every task needs one of each")
@@ -62,10 +90,15 @@ class PredictionEntropy:
                 raise ValueError(f"image set {number} is {pixels.dtype} {list(pixels.shape)}, expected uint8 [N,3,H,W]")
             if head.dim() != 2:
                 raise ValueError(f"head {number} has shape {list(head.shape)}, expected [classes, width]")
+        if objective not in OBJECTIVES:
+            raise ValueError(f"unknown objective '{objective}'; known: {', '.join(OBJECTIVES)}")
         self.model, self.preprocess, self.runtime = model, preprocess, runtime
         self.heads = [head.to(runtime.device) for head in heads]
         self.images = list(images)
-        self.batch, self.seed = batch, seed
+        self.batch, self.seed, self.micro_batch = batch, seed, micro_batch
+        self.diversity = diversity if objective == "information-maximisation" else 0.0
+        self.report: dict[str, float] = {}
+        self._running: list[Tensor | None] = [None] * len(heads)
 
     def rows(self, step: int) -> list[Tensor]:
         """The images of a step, one uint8 [B_t, 3, H, W] per task."""
@@ -78,15 +111,55 @@ class PredictionEntropy:
         """The objective on the batch of a step."""
         rows = self.rows(step)
         pixels = self.preprocess(torch.cat(rows).to(self.runtime.device))
+        sizes, before, first = [len(part) for part in rows], list(self._running), True
 
         def objective(theta: Tensor) -> tuple[float, Tensor]:
+            nonlocal first
             encoder = self.model.move_to(theta)
-            with self.runtime.autocast():
-                features = encoder(pixels)
-            features = torch.nn.functional.normalize(features.float(), dim=-1)
-            per_task = zip(features.split([len(part) for part in rows]), self.heads, strict=True)
-            loss = torch.stack([entropy(own @ head.T).mean() for own, head in per_task]).sum()
-            loss.backward()
+            pieces = pixels.split(self.micro_batch or len(pixels))
+            if len(pieces) == 1:
+                loss, running = self._loss(self._features(encoder, pixels).split(sizes), before)
+                loss.backward()
+            else:
+                with torch.no_grad():
+                    features = torch.cat([self._features(encoder, piece) for piece in pieces])
+                loss, running = self._loss(features.requires_grad_().split(sizes), before)
+                loss.backward()
+                for piece, pull in zip(pieces, features.grad.split(self.micro_batch), strict=True):
+                    self._features(encoder, piece).backward(pull)
+            if first:  # a second look at the same batch is no new evidence
+                self._running, first = running, False
             return loss.item(), self.model.gradient
 
         return objective
+
+    def _features(self, encoder: nn.Module, pixels: Tensor) -> Tensor:
+        with self.runtime.autocast():
+            features = encoder(pixels)
+        return torch.nn.functional.normalize(features.float(), dim=-1)
+
+    def _loss(self, features: Sequence[Tensor], before: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and each task's mean prediction; fills `report`."""
+        losses, running, shares = [], [], []
+        for own, head, old in zip(features, self.heads, before, strict=True):
+            logits = own @ head.T
+            single, mean = entropy(logits).mean(), logits.softmax(-1).mean(0)
+            classes = len(head)
+            new = min(1.0, len(own) / classes)
+            if old is not None and new < 1:
+                mean = new * mean + (1 - new) * old
+            marginal = entropy_of_mean(mean)
+            losses.append(single - self.diversity * marginal if self.diversity else single)
+            running.append(mean.detach())
+            shares.append(torch.stack([single.detach(), marginal.detach()]) / math.log(max(classes, 2)))
+        single, marginal = torch.stack(shares).T
+        self.report = {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
+        return torch.stack(losses).sum(), running
+
+    def state(self) -> list[Tensor | None]:
+        """What a checkpoint must hold: the running mean predictions."""
+        return list(self._running)
+
+    def load_state(self, state: list[Tensor | None]) -> None:
+        """Go on from a checkpoint."""
+        self._running = list(state)

@@ -15,6 +15,12 @@ REAL_TASKS = "sun397 stanford_cars resisc45 eurosat cifar10 gtsrb mnist dtd"  # 
 
 # What a notebook can be told besides the fields of a profile, and of which type.
 SETTINGS = {"profile": str, "seed": int, "data_root": str, "device": str, "precision": str}
+# Fields that are one of a few words.
+CHOICES = {
+    "head": ("text", "class-mean"),
+    "final_mask": ("sample", "hard", "expected"),
+    "ablation_grid": ("short", "whole"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,13 @@ class Profile:
         temperature: of the Concrete mask (paper: 0.5).
         adaptation_steps: steps of test-time adaptation (paper: 1000).
         adaptation_rate: Adam's learning rate for the coefficients (paper: 1e-3).
+        final_mask: "sample" (the paper's), "hard" or "expected", see `lib.protocol`. In a short run the logits stay
+            near 0 and one sample is mostly noise.
+        curve_images: held-out images per task on which curves of accuracy are scored.
+        evaluate_every: steps between two scores on such a curve.
+        ablation_steps: steps of every phase in the ablation notebooks (08, 10 to 13).
+        ablation_grid: "short" runs the few most telling points of every ablation, "whole" all of them.
+        full: name of the profile with the full budgets, whose saved tables the results notebooks show; "" for this one.
     """
 
     name: str
@@ -61,12 +74,18 @@ class Profile:
     fine_tuning_rate: float = 1e-3
     scaling_factor: float = 0.3
     adaptation_batch: int = 16
-    mask_steps: int = 200
+    mask_steps: int = 150
     mask_rate: float = 3e-3
     inner_rate: float = 1e-2
     temperature: float = 0.5
-    adaptation_steps: int = 200
+    adaptation_steps: int = 150
     adaptation_rate: float = 3e-3
+    final_mask: str = "expected"
+    curve_images: int = 125
+    evaluate_every: int = 50
+    ablation_steps: int = 20
+    ablation_grid: str = "short"
+    full: str = ""
 
     @property
     def label(self) -> str:
@@ -97,10 +116,20 @@ class Profile:
         }
 
 
+# `make reproduce`: the same model, tasks and experts as "tiny", more steps, every point of every ablation.
+FULL = {
+    "mask_steps": 500,
+    "adaptation_steps": 300,
+    "evaluate_every": 50,
+    "ablation_steps": 80,
+    "ablation_grid": "whole",
+}
+
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("tiny"),
+        Profile("tiny", full="tiny-full"),
+        Profile("tiny-full", **FULL),
         Profile("tiny-real", tasks=REAL_TASKS, head="class-mean", train_images=6000, fine_tuning_steps=500),
     )
 }
@@ -133,8 +162,10 @@ def get_profile(name: str, **overrides: object) -> Profile:
         if isinstance(value, (int, float)) and not value > 0:
             raise ValueError(f"parameter '{field}' is {value}, expected a positive number")
     profile = dataclasses.replace(PROFILES[name], **overrides)
-    if profile.head not in ("text", "class-mean"):
-        raise ValueError(f"parameter 'head' is '{profile.head}', expected 'text' or 'class-mean'")
+    for field, allowed in CHOICES.items():
+        if getattr(profile, field) not in allowed:
+            words = " or ".join(f"'{choice}'" for choice in allowed)
+            raise ValueError(f"parameter '{field}' is '{getattr(profile, field)}', expected {words}")
     if not profile.task_names or len(set(profile.task_names)) < len(profile.task_names):
         raise ValueError(f"parameter 'tasks' is '{profile.tasks}': name at least one task, none of them twice")
     return profile

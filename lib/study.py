@@ -79,11 +79,54 @@ class Study:
         """A table saved by this or another notebook."""
         return load_table(self.results / f"{name}.csv")
 
+    def full(self, name: str) -> pd.DataFrame:
+        """The same table from the full run, the tables of all its seeds under each other; says in one line what it is.
+
+        Where no full run is saved (or the profile is itself the full one), these are this profile's own tables.
+
+        Raises:
+            FileNotFoundError: if there is none; names the command that makes it.
+        """
+        results = self.root / "data" / "results"
+        for folder in (results / (self.profile.full or self.profile.label), self.results.parent):
+            if paths := seed_folders(folder, name):
+                seeds = ", ".join(str(seed) for seed in paths)
+                print(f"shown: profile {folder.name}, seed{'s' if len(paths) > 1 else ''} {seeds}")
+                return all_seeds(folder, name)
+        return self.load(name)
+
     def load_seeds(self, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
         """The named tables of every seed that has all of them: seed -> name -> table."""
-        folders = sorted(self.results.parent.glob("seed*"), key=lambda folder: int(folder.name[4:]))
-        whole = [folder for folder in folders if all((folder / f"{name}.csv").is_file() for name in names)]
-        return {int(folder.name[4:]): {name: load_table(folder / f"{name}.csv") for name in names} for folder in whole}
+        return load_seeds(self.results.parent, *names)
+
+
+def seed_folders(results: Path, *names: str) -> dict[int, Path]:
+    """The folders `seed0`, `seed1`, ... of a profile that hold all the named tables, by seed."""
+    folders = {int(folder.name[4:]): folder for folder in results.glob("seed*")}
+    whole = (seed for seed in sorted(folders) if all((folders[seed] / f"{name}.csv").is_file() for name in names))
+    return {seed: folders[seed] for seed in whole}
+
+
+def load_seeds(results: Path, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
+    """The named tables of every seed of a profile that has all of them: seed -> name -> table."""
+    return {
+        seed: {name: load_table(folder / f"{name}.csv") for name in names}
+        for seed, folder in seed_folders(results, *names).items()
+    }
+
+
+def all_seeds(results: Path, name: str) -> pd.DataFrame:
+    """One table of all seeds of a profile, with the column `seed`.
+
+    Raises:
+        FileNotFoundError: if no seed has it.
+    """
+    tables = [by_name[name].assign(seed=seed) for seed, by_name in load_seeds(results, name).items()]
+    if not tables:
+        raise FileNotFoundError(
+            f"no saved table {name}.csv below {results}: run `make study` or `make reproduce` first"
+        )
+    return pd.concat(tables, ignore_index=True)
 
 
 def open_study(namespace: MutableMapping[str, object]) -> Study:

@@ -9,13 +9,15 @@ from functools import cached_property
 import pandas as pd
 from torch import Tensor
 
-from lib import adaptation, expert_statistics, fine_tuning
+from lib import expert_statistics, fine_tuning, methods
+from lib.corruptions import corrupt
 from lib.evaluation import evaluate
 from lib.flat_model import FlatModel
 from lib.layout import Layout
+from lib.methods import Merged, Setting
 from lib.models import Clip, class_mean_head, image_features, load_clip, on_device, text_head
-from lib.objectives import PredictionEntropy
 from lib.parallel import train_experts
+from lib.rng import seed_of
 from lib.store import Artifact, Checkpoint, digest
 from lib.study import Study
 from lib.task_vectors import task_vectors
@@ -35,6 +37,7 @@ class Workspace:
     study: Study
     _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
     _keys: dict[str, dict[str, object]] = field(default_factory=dict, repr=False)
+    _corrupted: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def clip(self) -> Clip:
@@ -175,7 +178,25 @@ class Workspace:
         device = self.study.runtime.device
         return task_vectors(self.theta0.cpu(), list(self.experts.values()), self.layout).to(device)
 
-    def evaluate(self, theta: Tensor, method: str, *splits: str, tasks: Sequence[str] = ()) -> Table:
+    def images(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted (see `lib.corruptions`)."""
+        clean = self.split(split)[task].images
+        if not corruption:
+            return clean
+        if (split, task, corruption) not in self._corrupted:
+            seed = seed_of(task, split, self.study.seed)
+            self._corrupted[split, task, corruption] = corrupt(clean, corruption, seed=seed)
+        return self._corrupted[split, task, corruption]
+
+    def evaluate(
+        self,
+        theta: Tensor,
+        method: str,
+        *splits: str,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+        limit: int | None = None,
+    ) -> Table:
         """Score a point of R^D: rows (method, task, split, seed, accuracy, loss, n).
 
         Args:
@@ -183,16 +204,21 @@ class Workspace:
             method: value of that column.
             splits: which splits; by default the held-out "test".
             tasks: which tasks; by default all.
+            corruption: of the images, see `lib.corruptions`; "" for none.
+            limit: at most so many images per task.
         """
         tables = []
         for split in splits or ("test",):
-            parts = {name: self.split(split)[name] for name in tasks or self.tasks}
+            parts = {
+                name: (self.images(split, name, corruption)[:limit], self.split(split)[name].labels[:limit])
+                for name in tasks or self.tasks
+            }
             tables.append(
                 evaluate(
                     theta.to(self.study.runtime.device),
                     self.model,
                     self.heads,
-                    {name: (part.images, part.labels) for name, part in parts.items()},
+                    parts,
                     self.clip.preprocess,
                     self.study.runtime,
                     method=method,
@@ -214,54 +240,10 @@ class Workspace:
         """The keyword arguments that `fusion.regmean_plus_plus` needs: see `expert_statistics.merged_inputs`."""
         return expert_statistics.merged_inputs(self, images=images)
 
-    @cached_property
-    def entropy(self) -> PredictionEntropy:
-        """The objective of test-time adaptation, on the unlabelled images of the adaptation split."""
-        return PredictionEntropy(
-            self.model,
-            list(self.heads.values()),
-            [part.images for part in self.split("adaptation").values()],
-            self.clip.preprocess,
-            self.study.runtime,
-            batch=self.study.profile.adaptation_batch,
-            seed=self.study.seed,
-        )
+    def setting(self, tasks: Sequence[str] = (), **options: object) -> Setting:
+        """Which tasks are merged and on which unlabelled images: see `methods.setting`."""
+        return methods.setting(self, tasks, **options)
 
-    def adapt(self, label: str, *, rescaled_mask: Tensor | None = None, **options: object) -> adaptation.Adapted:
-        """Run `adaptation.adapt` on prediction entropy, or load the result of having run it before.
-
-        Args:
-            label: shown with the progress.
-            rescaled_mask: a fixed mask m_hat [D].
-            options: the keyword arguments of `adaptation.adapt`.
-        """
-        determines = {
-            "version": adaptation.VERSION,
-            "seed": self.study.seed,
-            "point": digest(self.theta0, self.task_vectors),
-            "mask": digest(rescaled_mask) if rescaled_mask is not None else None,
-            "heads": digest(*self.heads.values()),
-            "images": digest(*self.entropy.images),
-            "batch": self.study.profile.adaptation_batch,
-            "precision": self.study.runtime.precision,
-            **options,
-        }
-
-        def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
-            done = adaptation.adapt(
-                self.entropy,
-                self.theta0,
-                self.task_vectors,
-                self.layout,
-                rescaled_mask=rescaled_mask,
-                seed=self.study.seed,
-                label=label,
-                checkpoint=checkpoint,
-                **options,
-            )
-            tensors = {"coefficients": done.coefficients}
-            return tensors if done.logits is None else tensors | {"logits": done.logits}, done.curve
-
-        made = self.study.store.get("adaptation", determines, make)
-        tensors = {name: tensor.to(self.study.runtime.device) for name, tensor in made.tensors.items()}
-        return adaptation.Adapted(tensors["coefficients"], tensors.get("logits"), made.table)
+    def merge(self, method: str, setting: Setting | None = None, **options: object) -> Merged:
+        """Merge by a method of this study, adapting where it adapts, or load what that gave: see `methods.merge`."""
+        return methods.merge(self, method, setting or self.setting(), **options)

@@ -15,7 +15,7 @@ from lib.evaluation import evaluate, linear_probe, methods_by_tasks, score
 from lib.fine_tuning import fine_tune, learning_rate_at, shifted
 from lib.flat_model import FlatModel
 from lib.models import class_mean_head, image_features, load_clip, text_head
-from lib.objectives import PredictionEntropy, entropy
+from lib.objectives import PredictionObjective, entropy
 from lib.rng import batch_indices, generator, seed_of
 from lib.study import ROOT
 
@@ -80,7 +80,7 @@ def test_the_objective_equals_separate_forwards_per_task(clip, digits):
     model = FlatModel(clip.visual)
     heads = [torch.randn(10, 96, generator=generator("head", k)) * 5 for k in range(3)]
     sets = [images[:30], images[30:60], images[60:]]
-    objective = PredictionEntropy(model, heads, sets, clip.preprocess, RUNTIME, batch=8, seed=0)
+    objective = PredictionObjective(model, heads, sets, clip.preprocess, RUNTIME, batch=8, seed=0)
     theta = model.initial()
     loss, gradient = objective(3)(theta)
     loss, gradient = loss, gradient.clone()
@@ -97,13 +97,13 @@ def test_the_objective_equals_separate_forwards_per_task(clip, digits):
 def test_the_objective_has_no_way_in_for_labels(clip, digits):
     import inspect
 
-    assert not [name for name in inspect.signature(PredictionEntropy).parameters if "label" in name]
+    assert not [name for name in inspect.signature(PredictionObjective).parameters if "label" in name]
     images, labels = digits
     model, head = FlatModel(clip.visual), torch.ones(10, 96)
     with pytest.raises(ValueError, match="expected uint8"):
-        PredictionEntropy(model, [head], [labels], clip.preprocess, RUNTIME, batch=4, seed=0)
+        PredictionObjective(model, [head], [labels], clip.preprocess, RUNTIME, batch=4, seed=0)
     with pytest.raises(ValueError, match="1 heads and 2 image sets"):
-        PredictionEntropy(model, [head], [images, images], clip.preprocess, RUNTIME, batch=4, seed=0)
+        PredictionObjective(model, [head], [images, images], clip.preprocess, RUNTIME, batch=4, seed=0)
 
 
 def test_batches_are_named_and_cover_an_epoch_without_replacement():
