@@ -2,6 +2,7 @@
 #
 #   make study                                     the tiny profile, offline, on any CPU
 #   make study PROFILE=tiny-real DATA_ROOT=~/data  the same line on real images
+#   make reproduce                                 all seeds, full budgets: the committed tables
 #   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
 #   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
 
@@ -9,6 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PROFILE ?= tiny
 SEED ?= 0
+SEEDS ?= $(SEED)
 DATA_ROOT ?=
 TASKS ?=
 PARAMS ?=
@@ -26,7 +28,7 @@ export UV_HTTP_TIMEOUT ?= 300
 unexport VIRTUAL_ENV PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study reproduce test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +42,11 @@ $(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
 
 study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped
 	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
-	  --config profile="$(PROFILE)" seed="$(SEED)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" params="$(PARAMS)"
+	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" params="$(PARAMS)"
+
+# The profile "tiny" has its full budgets in "tiny-full"; every other profile's are full as they are.
+reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
+	@$(MAKE) --no-print-directory study PROFILE=$(PROFILE:tiny=tiny-full) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(PY) -m pytest
@@ -58,10 +64,11 @@ $(PEERS): $(READY) peers.lock
 
 benchmark: $(PEERS) ## Time one mask step against FusionBench and a memory copy (15 minutes; keep the machine quiet)
 	@$(PY) -m benchmarks.merge_step
+	@$(PY) -m benchmarks.adaptation
 	@$(PY) -m lib.figures --benchmarks
 
-figures: $(READY) ## Redraw every figure from the saved tables; runs no model
-	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(SEED)"
+figures: $(READY) ## Redraw every figure of the full run from its saved tables; runs no model
+	@$(PY) -m lib.figures --profile $(PROFILE:tiny=tiny-full) --seed "$(SEED)"
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

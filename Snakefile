@@ -18,13 +18,27 @@ NOTEBOOKS = {
     "01_fine_tuning": (["00_pretraining"], ["learning_curves", "cross_evaluation"]),
     "02_task_vectors": (["01_fine_tuning"], ["norms", "similarity"]),
     "03_fusion_baselines": (["02_task_vectors"], ["fusion", "scaling", "baselines"]),
-    "04_concrete_mask": (["02_task_vectors"], ["mask_samples", "convergence", "planted", "concrete_task_arithmetic", "mask_curve", "density"]),
+    "04_concrete_mask": (["02_task_vectors"], ["mask_samples", "convergence", "planted"]),
     "05_test_time_adaptation": (["02_task_vectors"], ["adaptation", "adaptation_curve", "coefficients"]),
-    "90_results": (["03_fusion_baselines", "04_concrete_mask", "05_test_time_adaptation"], ["results"]),
+    "06_concrete_task_arithmetic": (["02_task_vectors"], ["concrete_task_arithmetic", "mask_curve", "masked_experts"]),
+    "07_concrete_adamerging": (
+        ["05_test_time_adaptation"],
+        ["concrete_adamerging", "phases", "concrete_coefficients", "density", "mask_agreement"],
+    ),
+    "08_when_adaptation_fails": (["02_task_vectors"], ["failures", "objectives"]),
+    "10_ablation_temperature": (["02_task_vectors"], ["temperature", "gradient_noise", "temperature_curve"]),
+    "11_ablation_task_count": (["02_task_vectors"], ["task_count", "step_cost"]),
+    "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
+    "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
+    "90_results": (
+        ["03_fusion_baselines", "05_test_time_adaptation", "06_concrete_task_arithmetic", "07_concrete_adamerging"],
+        ["results"],
+    ),
 }
+ONCE = ("00_pretraining", "04_concrete_mask", "90_results")  # of several seeds, the first runs these for all
 
 PYTHON = shlex.quote(sys.executable)
-SEED = int(config.get("seed") or 0)
+SEEDS = [int(seed) for seed in str(config.get("seeds", config.get("seed", 0))).split()] or [0]
 # The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
 TEXTS = {name: str(config[name]) for name in ("data_root", "tasks") if config.get(name)}
 TEXTS["profile"] = str(config.get("profile") or "tiny")
@@ -34,7 +48,7 @@ for pair in shlex.split(str(config.get("params") or "")):
     if not (equals and name.isidentifier()):
         raise WorkflowError(f"params: '{pair}' is not name=value, as in params=\"mask_steps=50 temperature=0.5\"")
     PARAMS[name] = value
-ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, value)] + ["-p", "seed", str(SEED)]
+ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, value)]
 ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, value)]
 
 # The same check as in the notebooks, before anything runs. Changed parameters file their results under a name of their own.
@@ -43,8 +57,8 @@ try:
     PROFILE = get_profile(TEXTS["profile"], **{k: v for k, v in fields.items() if k not in SETTINGS}).label
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-RUNS = f"runs/{PROFILE}/seed{SEED}"
-RESULTS = f"data/results/{PROFILE}/seed{SEED}"
+RUNS = f"runs/{PROFILE}"
+RESULTS = f"data/results/{PROFILE}"
 
 
 def digest(*parts):
@@ -87,44 +101,70 @@ CHATTER = (
 logger.addFilter(lambda record: workflow.dryrun or not record.getMessage().lstrip().startswith(CHATTER))
 
 
+def seeds_of(notebook):
+    return SEEDS[:1] if notebook in ONCE else SEEDS
+
+
+def executed(notebook, seed):
+    """The executed copies of a notebook that something of this seed needs."""
+    seeds = seeds_of(notebook)
+    return f"{RUNS}/seed{seed if seed in seeds else seeds[0]}/{notebook}.ipynb"
+
+
+ALL = [executed(notebook, seed) for notebook in NOTEBOOKS for seed in seeds_of(notebook)]
+
+
 rule all:
     default_target: True
     input:
         f"{RUNS}/figures.done",
-        [f"{RUNS}/{notebook}.ipynb" for notebook in NOTEBOOKS],
-        [f"{RESULTS}/{table}.csv" for _, tables in NOTEBOOKS.values() for table in tables],
+        ALL,
+        [
+            f"{RESULTS}/seed{seed}/{table}.csv"
+            for notebook, (_, tables) in NOTEBOOKS.items()
+            for seed in seeds_of(notebook)
+            for table in tables
+        ],
 
 
 for notebook, (needs, tables) in NOTEBOOKS.items():
+    for number, seed in enumerate(seeds_of(notebook)):
 
-    rule:
-        name:
-            notebook
-        input:
-            source=ancient(f"notebooks/{notebook}.ipynb"),
-            needs=[f"{RUNS}/{need}.ipynb" for need in needs],
-        output:
-            executed=f"{RUNS}/{notebook}.ipynb",
-            # update(): a committed table stays until the notebook replaces it, and comes back if the notebook fails.
-            tables=[update(f"{RESULTS}/{table}.csv") for table in tables],
-        params:
-            code=digest(code_of(notebook), SHARED),
-            arguments=shlex.join(ARGUMENTS),
-        priority: 100 - int(notebook[:2])  # of two that could run, the one with the smaller number
-        threads: workflow.cores or 1  # every notebook uses all cores, so they run one at a time
-        shell:
-            "exec {PYTHON} -m lib.run_notebook {input.source} {output.executed} --with-parent {params.arguments}"
+        rule:
+            name:
+                notebook if len(SEEDS) == 1 else f"{notebook}_seed{seed}"
+            input:
+                source=ancient(f"notebooks/{notebook}.ipynb"),
+                # What gathers all seeds needs all of them.
+                needs=[
+                    executed(need, other)
+                    for need in needs
+                    for other in (seeds_of(need) if notebook == "90_results" else [seed])
+                ],
+            output:
+                executed=executed(notebook, seed),
+                # update(): a committed table stays until the notebook replaces it, and comes back if the notebook fails.
+                tables=[update(f"{RESULTS}/seed{seed}/{table}.csv") for table in tables],
+            params:
+                code=digest(code_of(notebook), SHARED),
+                arguments=shlex.join([*ARGUMENTS, "-p", "seed", str(seed)]),
+            # Of two that could run, the one of the earlier seed, then the one with the smaller number.
+            priority: 1000 - 100 * number - int(notebook[:2])
+            threads: workflow.cores or 1  # every notebook uses all cores, so they run one at a time
+            shell:
+                "exec {PYTHON} -m lib.run_notebook {input.source} {output.executed} --with-parent {params.arguments}"
 
 
 rule figures:
     input:
-        [f"{RUNS}/{notebook}.ipynb" for notebook in NOTEBOOKS],
+        ALL,
     output:
         touch(f"{RUNS}/figures.done"),
     params:
         profile=shlex.quote(PROFILE),
+        seed=SEEDS[0],
     shell:
-        "{PYTHON} -m lib.figures --profile {params.profile} --seed {SEED}"
+        "{PYTHON} -m lib.figures --profile {params.profile} --seed {params.seed}"
 
 
 onsuccess:

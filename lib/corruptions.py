@@ -4,9 +4,9 @@ Hendrycks & Dietterich, 2019 (https://arxiv.org/abs/1903.12261) corrupt test ima
 the paper (https://arxiv.org/abs/2312.06173) adapts and scores on seven of them. They are written anew here for batches
 of tensors, which needs neither OpenCV nor ImageMagick, so single pixels differ from the published ones.
 
-Two rules hold for all kinds. *Lengths are shares of the image's shorter side*, so a corruption looks alike at every
-size: published constants are in pixels, one table for 224 and one for 32. *Severities share their random numbers*: at a
-higher severity the same specks, streaks and drops grow, so severities are compared on the same accidents.
+*Lengths are shares of the image's shorter side*, so streaks, blocks and drops look alike at every size: published
+constants are in pixels, one table for 224 and one for 32. Noise has a grain of one pixel and JPEG blocks of eight at
+any size. *Severities share their random numbers*: at a higher severity the same specks, streaks and drops grow.
 """
 
 from __future__ import annotations

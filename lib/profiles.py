@@ -50,8 +50,7 @@ class Profile:
         temperature: of the Concrete mask (paper: 0.5).
         adaptation_steps: steps of test-time adaptation (paper: 1000).
         adaptation_rate: Adam's learning rate for the coefficients (paper: 1e-3).
-        final_mask: "sample" (the paper's), "hard" or "expected", see `lib.protocol`. In a short run the logits stay
-            near 0 and one sample is mostly noise.
+        final_mask: "sample" (the paper's), "hard" or "expected", see `lib.protocol`.
         curve_images: held-out images per task on which curves of accuracy are scored.
         evaluate_every: steps between two scores on such a curve.
         ablation_steps: steps of every phase in the ablation notebooks (08, 10 to 13).
@@ -80,7 +79,7 @@ class Profile:
     temperature: float = 0.5
     adaptation_steps: int = 150
     adaptation_rate: float = 3e-3
-    final_mask: str = "expected"
+    final_mask: str = "sample"
     curve_images: int = 125
     evaluate_every: int = 50
     ablation_steps: int = 20

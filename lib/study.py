@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import MutableMapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ from PIL import Image
 
 from lib.device import Runtime, choose_runtime
 from lib.profiles import PROFILES, SETTINGS, Profile, closest, get_profile, has_type
-from lib.store import Store, atomic_path, load_table, save_table
+from lib.store import Store, atomic_path, circumstances, load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +37,7 @@ class Study:
     data_root: str = ""
     runtime: Runtime = field(default_factory=Runtime)
     root: Path = ROOT
+    opened: float = field(default_factory=time.monotonic, compare=False, repr=False)
 
     def claim(self, holds: bool, statement: str) -> None:
         """State an empirical claim of a notebook: it must hold at the default profile, elsewhere the truth is printed.
@@ -65,8 +68,25 @@ class Study:
         return self.root / "data" / "results" / self.profile.label / f"seed{self.seed}"
 
     def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Save a table as CSV under the study's results and give it back as it was read again."""
-        return load_table(save_table(table, self.results / f"{name}.csv"))
+        """Save a table as CSV under the study's results and give it back as it was read again.
+
+        `about.json` beside the tables notes parameters, seed, versions, machine, and for each table the seconds from
+        the opening of its notebook to its saving (results that the store already had cost none of them).
+        """
+        path = save_table(table, self.results / f"{name}.csv")
+        about = self.results / "about.json"
+        seconds = json.loads(about.read_text())["seconds"] if about.is_file() else {}
+        noted = circumstances(time.monotonic() - self.opened)
+        seconds |= {name: noted.pop("seconds")}
+        noted = {
+            "parameters": asdict(self.profile),
+            "seed": self.seed,
+            **noted,
+            "seconds": dict(sorted(seconds.items())),
+        }
+        with atomic_path(about) as temporary:
+            temporary.write_text(json.dumps(noted, indent=1) + "\n")
+        return load_table(path)
 
     def save_image(self, image: Image.Image, name: str) -> Path:
         """Save a picture as PNG beside the tables, from which figures are drawn."""
@@ -123,9 +143,7 @@ def all_seeds(results: Path, name: str) -> pd.DataFrame:
     """
     tables = [by_name[name].assign(seed=seed) for seed, by_name in load_seeds(results, name).items()]
     if not tables:
-        raise FileNotFoundError(
-            f"no saved table {name}.csv below {results}: run `make study` or `make reproduce` first"
-        )
+        raise FileNotFoundError(f"no saved table {name}.csv below {results}: run `make study` or `make reproduce`")
     return pd.concat(tables, ignore_index=True)
 
 

@@ -23,10 +23,28 @@ from lib.figures.experts import (
     probe,
     similarity,
 )
-from lib.figures.mask import adaptation_curve, convergence, density, mask_curve, mask_samples, planted, relaxation
-from lib.figures.merging import baselines, coefficients, results, scaling
+from lib.figures.mask import (
+    convergence,
+    density,
+    mask_agreement,
+    mask_samples,
+    masked_experts,
+    planted,
+    relaxation,
+)
+from lib.figures.merging import (
+    adaptation,
+    baselines,
+    coefficients,
+    concrete_adamerging,
+    concrete_coefficients,
+    concrete_task_arithmetic,
+    results,
+    scaling,
+)
+from lib.figures.phases import adaptation_curve, bilevel, mask_curve, phases
 from lib.store import atomic_path, load_table
-from lib.study import ROOT
+from lib.study import ROOT, all_seeds, seed_folders
 
 Table = pd.DataFrame
 
@@ -35,9 +53,18 @@ FIGURES: dict[str, Callable[[Table], Figure]] = {
     drawn.__name__: drawn
     for drawn in (
         pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, baselines, mask_samples,
-        convergence, planted, mask_curve, density, adaptation_curve, coefficients, results,
+        convergence, planted, adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic,
+        masked_experts, phases, concrete_coefficients, concrete_adamerging, density, mask_agreement, results,
     )
 }  # fmt: skip
+
+
+# Of those, the ones that show mean and spread over the tables of all seeds.
+ALL_SEEDS = (
+    "adaptation_curve", "mask_curve", "masked_experts", "phases", "mask_agreement", "failures", "objectives",
+    "temperature", "gradient_noise", "temperature_curve", "task_count", "step_cost", "protocol", "hypergradient", "unseen_tasks",
+    "corruptions", "similar_tasks",
+)  # fmt: skip
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -65,7 +92,9 @@ def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
         sheet = Image.open(tables / "contact_sheet.png")
         written.append(save(contact_sheet(sheet, rows), folder / "contact_sheet.png"))
     for name, drawn in FIGURES.items():
-        if (tables / f"{name}.csv").is_file():
+        if name in ALL_SEEDS and seed_folders(results / profile, name):
+            written.append(save(drawn(all_seeds(results / profile, name)), folder / f"{name}.png"))
+        elif (tables / f"{name}.csv").is_file():
             written.append(save(drawn(load_table(tables / f"{name}.csv")), folder / f"{name}.png"))
     return written
 

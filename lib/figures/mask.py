@@ -1,4 +1,4 @@
-"""Figures of the Concrete mask: its distribution, its learning, what it looks like."""
+"""Figures of the Concrete mask: its distribution, a planted one, what a learned one looks like and does to experts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.plotting import method_colours, new_figure, percent_axis
+from lib.plotting import clean, new_figure, percent_axis
 
 Table = pd.DataFrame
 
@@ -86,34 +86,60 @@ def planted(table: Table) -> Figure:
     return figure
 
 
-def mask_curve(table: Table) -> Figure:
-    """Entropy while a mask is learned, per learned mask."""
-    return _curves(table, "Learning the mask")
-
-
-def adaptation_curve(table: Table) -> Figure:
-    """Entropy during test-time adaptation, per method."""
-    return _curves(table, "Test-time adaptation")
-
-
-def _curves(table: Table, title: str) -> Figure:
-    figure, axes = new_figure(7.5, 3.6)
-    colours = method_colours(table["method"].unique())
-    for method, rows in table.groupby("method", sort=False):
-        smooth = rows["loss"].rolling(10, min_periods=1).mean()
-        axes.plot(rows["step"], rows["loss"], color=colours[method], alpha=0.2, lw=0.8)
-        axes.plot(rows["step"], smooth, color=colours[method], label=method)
-    axes.set(xlabel="step", ylabel="prediction entropy,\nsummed over tasks (nats)", title=title)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
 def density(table: Table) -> Figure:
-    """Expected share of ones of the learned mask, per layer."""
+    """Expected share of ones of the learned mask, per layer: mean over seeds, bars for its standard deviation."""
     figure, axes = new_figure(9.5, 3.6)
-    sns.scatterplot(table, x="position", y="density", hue="kind", style="kind", ax=axes, palette="colorblind", s=35)
+    layers = table.groupby(["position", "kind"], as_index=False)["density"].agg(["mean", "std"])
+    axes.errorbar(layers["position"], layers["mean"], yerr=layers["std"].fillna(0), fmt="none", ecolor="0.7", lw=1)
+    sns.scatterplot(layers, x="position", y="mean", hue="kind", style="kind", ax=axes, palette="colorblind", s=35)
     axes.axhline(0.5, color="0.6", lw=1, ls="--")
     axes.set(xlabel="layer, from the image to the embedding", ylabel="mean of sigmoid(logits)")
     axes.set_title("Which layers the learned mask keeps (it starts at 0.5)")
     axes.legend(title="", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def mask_agreement(table: Table) -> Figure:
+    """Mean probability of the learned mask by sign agreement of the task vectors, and by the size of their sum."""
+    figure, panels = new_figure(10, 3.7, columns=2)
+    labels = {
+        "sign agreement": "agreement of signs, |sum of signs| / T",
+        "size of the sum": "quantile of |sum of task vectors|",
+    }
+    for axes, (by, label) in zip(panels, labels.items(), strict=True):
+        rows = table[table["by"] == by]
+        for column, style, name in (("probability", "o-", "learned mask"), ("by_layer", "s--", "its layers' means")):
+            found = rows.groupby("bin")[column].agg(["mean", "std"])
+            colour = "C3" if column == "probability" else "0.5"
+            axes.errorbar(found.index, found["mean"], yerr=found["std"].fillna(0), fmt=style, ms=5, capsize=3,
+                          color=colour, label=name)  # fmt: skip
+        overall = (rows["probability"] * rows["share"]).sum() / rows["share"].sum()
+        axes.axhline(overall, color="0.6", lw=1, ls=":", label="over all parameters")
+        axes.set(xlabel=label, xlim=(-0.05, 1.05))
+    panels[0].set(ylabel="mean of sigmoid(logits)", title="Where tasks agree")
+    panels[1].set_title("Where the merged change is large")
+    low, high = (pick(axes.get_ylim()[end] for axes in panels) for end, pick in enumerate((min, max)))
+    for axes in panels:
+        axes.set_ylim(low, high)
+    panels[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def masked_experts(table: Table) -> Figure:
+    """Accuracy of every expert on its own task, whole and inside masks; bars: standard deviation over seeds."""
+    variants, tasks = list(table["method"].unique()), [*table["task"].unique(), "mean"]
+    means = table.groupby(["method", "seed"], as_index=False)["accuracy"].mean().assign(task="mean")
+    found = 100 * pd.concat([table, means]).groupby(["method", "task"])["accuracy"].agg(["mean", "std"])
+    figure, axes = new_figure(8.5, 0.5 * len(tasks) + 1.2)
+    for number, variant in enumerate(variants):
+        rows = found.loc[variant].loc[tasks]
+        height = [-place - 0.13 * (number - (len(variants) - 1) / 2) for place in range(len(tasks))]
+        axes.errorbar(rows["mean"], height, xerr=rows["std"].fillna(0), fmt="oDdsv^"[number % 6], ms=6, capsize=2,
+                      color=f"C{number}", label=variant)  # fmt: skip
+    axes.axhline(1.5 - len(tasks), color="0.8", lw=1)
+    axes.set_yticks([-place for place in range(len(tasks))], [clean(task) for task in tasks])
+    percent_axis(axes, "x", "held-out accuracy on its own task (%)")
+    axes.set_title("Experts inside the shared mask")
+    axes.grid(axis="x", color="0.92")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

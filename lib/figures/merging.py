@@ -35,7 +35,7 @@ def baselines(table: Table) -> Figure:
 
 
 def coefficients(table: Table) -> Figure:
-    """Layer-wise merging coefficients after adaptation, tasks by layers, one panel per method."""
+    """Merging coefficients after adaptation, mean over seeds, tasks by layers, one panel per method."""
     methods = list(table["method"].unique())
     figure, panels = new_figure(11, 2.5 * len(methods) + 0.4, rows=len(methods))
     for axes, method in zip(np.atleast_1d(panels), methods, strict=True):
@@ -44,6 +44,53 @@ def coefficients(table: Table) -> Figure:
         heat_map(axes, wide, "coefficient", cmap="vlag", center=0.3)
         axes.set(xlabel="layer, from the image to the embedding", ylabel="", title=method)
         axes.set_xticks(np.arange(0, wide.shape[1], 10) + 0.5, np.arange(0, wide.shape[1], 10), rotation=0)
+    return figure
+
+
+def concrete_coefficients(table: Table) -> Figure:
+    """The same for Concrete AdaMerging, beside AdaMerging without a mask."""
+    return coefficients(table)
+
+
+def adaptation(table: Table) -> Figure:
+    """What adapted coefficients gain over Task Arithmetic, per method and task."""
+    return gains(table, "Task Arithmetic")
+
+
+def concrete_task_arithmetic(table: Table) -> Figure:
+    """What a learned mask gains over Task Arithmetic, with the controls."""
+    return gains(table, "Task Arithmetic")
+
+
+def concrete_adamerging(table: Table) -> Figure:
+    """What adapting inside a mask gains over layer-wise AdaMerging without one, with the control."""
+    return gains(table, "AdaMerging (layer-wise)")
+
+
+def gains(table: Table, base: str) -> Figure:
+    """Held-out accuracy minus that of a base method, within each seed.
+
+    A tick is a task (its mean over seeds), a dot the mean over tasks and seeds, its bar the standard deviation over seeds.
+    """
+    held_out = table[table["split"] == "test"]
+    wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
+    difference = wide.drop(columns=base).sub(wide[base], axis=0)
+    figure, axes = new_figure(8.5, 0.55 * difference.shape[1] + 1.3)
+    colours = method_colours(difference.columns)
+    for height, method in enumerate(reversed(difference.columns)):
+        by_task, by_seed = (difference[method].groupby(level).mean() for level in ("task", "seed"))
+        axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=10, alpha=0.7)
+        axes.errorbar(by_seed.mean(), height, xerr=by_seed.std(ddof=1) if len(by_seed) > 1 else None, fmt="o", ms=8,
+                      capsize=4, color=colours[method])  # fmt: skip
+        axes.annotate(f"{by_seed.mean():+.1f}", (by_seed.mean(), height), (0, 8), textcoords="offset points",
+                      ha="center", fontsize=9)  # fmt: skip
+    axes.axvline(0, color="0.6", lw=1, ls="--")
+    axes.set_yticks(range(difference.shape[1]), list(reversed(difference.columns)))
+    axes.set_ylim(-0.5, difference.shape[1] - 0.4)
+    seeds = held_out["seed"].nunique()
+    axes.set(xlabel=f"held-out accuracy minus that of {base} (points)")
+    axes.set_title(f"Mean (dots) and single tasks (ticks); {seeds} seed{'s' if seeds > 1 else ''}")
+    axes.grid(axis="x", color="0.92")
     return figure
 
 

@@ -1,0 +1,171 @@
+"""Figures of the ablations, drawn from small made-up tables of one and of three seeds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from lib.figures import ablations
+
+TEMPERATURES = (0.1, 0.5, 2.0)
+METHODS = ("Weight averaging", "Task Arithmetic", "Concrete Task Arithmetic")
+
+
+def temperature_table(seeds):
+    """The hard mask loses 10 points times the temperature, and seeds are 2 points apart."""
+    rows = [
+        {
+            "temperature": value,
+            "final_mask": kind,
+            "accuracy": 0.6 + 0.02 * seed - (0.1 * value if kind == "hard" else 0),
+            "density": 0.5,
+            "hard_share": 0.4,
+            "undecided_share": 0.25 * value,
+            "seed": seed,
+        }
+        for seed in seeds
+        for value in TEMPERATURES
+        for kind in ablations.FINAL_MASKS
+    ]
+    rows += [{"temperature": None, "final_mask": ablations.NO_MASK, "accuracy": 0.55, "seed": seed} for seed in seeds]
+    return pd.DataFrame(rows)
+
+
+def noise_table(seeds):
+    columns = ["temperature", "relative_variance", "theory_variance", "gradient_share", "theory_share", "seed"]
+    return pd.DataFrame(
+        [(value, 2 / value + seed, 1 / value, 0.4 * value, 0.45 * value, seed) for seed in seeds for value in TEMPERATURES],
+        columns=columns,
+    )  # fmt: skip
+
+
+def curve_table(seeds):
+    steps = range(24)
+    rows = [(value, step, 10 - 0.1 * step + seed, seed) for seed in seeds for value in TEMPERATURES for step in steps]
+    return pd.DataFrame(rows, columns=["temperature", "step", "loss", "seed"])
+
+
+def count_table(seeds):
+    rows = [
+        (count, subset, method, 0.5, 0.9 - 0.05 * count + 0.04 * number + 0.1 * METHODS.index(method), seed)
+        for seed in seeds
+        for count in (2, 4, 8)
+        for number, subset in enumerate(("a b", "b c"))
+        for method in METHODS
+    ]
+    return pd.DataFrame(rows, columns=["count", "subset", "method", "accuracy", "normalised", "seed"])
+
+
+def gain_table(seeds):
+    rows = [
+        (count, f"{count}", 0.02 * count, 0.5, 0.1 * count, method, 0.01 * count, seed)
+        for seed in seeds
+        for count in (2, 4, 8)
+        for method in ("Concrete Task Arithmetic", "Concrete AdaMerging (layer-wise)")
+    ]
+    columns = ["count", "subset", "cosine", "sign_conflict", "cancelled", "method", "gain", "seed"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def cost_table(seeds):
+    rows = [
+        (count, part, 9.0 * count + seed if part == "encoder" else 4.0, seed)
+        for seed in seeds
+        for count in (2, 4, 8)
+        for part in ("encoder", "rest")
+    ]
+    return pd.DataFrame(rows, columns=["count", "part", "milliseconds", "seed"])
+
+
+TABLES = {
+    "temperature": temperature_table,
+    "gradient_noise": noise_table,
+    "temperature_curve": curve_table,
+    "task_count": count_table,
+    "mask_gain": gain_table,
+    "step_cost": cost_table,
+}
+
+
+def drawn(axes, label):
+    """What an axes shows under a label of its legend: x, y, and half the length of the error bars (or None)."""
+    for bars in axes.containers:
+        if bars.get_label() == label:
+            line, _, (pieces,) = bars.lines
+            half = [np.ptp(segment[:, 1]) / 2 for segment in pieces.get_segments()]
+            return line.get_xdata(), line.get_ydata(), half
+    line = next(line for line in axes.get_lines() if line.get_label() == label)
+    return line.get_xdata(), line.get_ydata(), None
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+@pytest.mark.parametrize("name", TABLES)
+def test_every_figure_renders_with_one_and_with_three_seeds(name, seeds):
+    figure = getattr(ablations, name)(TABLES[name](seeds))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert np.asarray(canvas.buffer_rgba())[..., :3].std() > 5
+    assert all(axes.get_xlabel() for axes in figure.axes)
+    words = " ".join(axes.get_title() for axes in figure.axes)
+    assert ("3 seeds" if len(seeds) == 3 else "1 seed)") in words
+
+
+def test_accuracy_is_a_mean_over_seeds_with_its_standard_deviation():
+    left, _, _ = ablations.temperature(temperature_table((0, 1, 2))).axes
+    values, accuracy, half = drawn(left, "hard")
+    assert list(values) == list(TEMPERATURES)
+    np.testing.assert_allclose(accuracy, [61, 57, 42])
+    np.testing.assert_allclose(half, 2.0)
+
+
+def test_the_gap_is_taken_within_seeds():
+    _, _, right = ablations.temperature(temperature_table((0, 1, 2))).axes
+    _, gap, half = drawn(right, "expected - hard")
+    np.testing.assert_allclose(gap, [1, 5, 20])
+    np.testing.assert_allclose(half, 0, atol=1e-9)  # seeds differ by 2 points, their gaps do not
+
+
+def test_the_row_without_a_mask_is_a_line_and_no_temperature():
+    left, middle, _ = ablations.temperature(temperature_table((0,))).axes
+    np.testing.assert_allclose(drawn(left, "no mask")[1], 55)
+    _, binary, _ = drawn(middle, "nearly binary in a sample")
+    np.testing.assert_allclose(binary, [97.5, 87.5, 50])
+
+
+def test_gradient_noise_shows_measurement_beside_theory():
+    left, right = ablations.gradient_noise(noise_table((0, 1, 2))).axes
+    np.testing.assert_allclose(drawn(left, "measured")[1], [21, 5, 2])
+    np.testing.assert_allclose(drawn(left, "theory, slope of the mask alone")[1], [10, 2, 0.5])
+    np.testing.assert_allclose(drawn(right, "measured")[1], [4, 20, 80])
+
+
+def test_curves_are_smoothed_within_a_seed_and_in_order_of_step():
+    axes = ablations.temperature_curve(curve_table((0, 2)).sample(frac=1, random_state=0)).axes[0]
+    steps, loss, _ = drawn(axes, "0.1")
+    np.testing.assert_allclose(steps, range(24))
+    np.testing.assert_allclose(loss[:4], [11, 10.95, 10.9, 10.8])  # mean of the last three steps, mean of seeds 0 and 2
+
+
+def test_methods_of_one_colour_differ_in_style_and_bands_span_the_subsets():
+    axes = ablations.task_count(count_table((0,))).axes[0]
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    looks = {(line.get_color(), line.get_linestyle()) for name, line in lines.items() if name in METHODS}
+    assert len(looks) == len(METHODS)
+    np.testing.assert_allclose(lines["Task Arithmetic"].get_ydata(), [92, 82, 62])
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    centre = lines["Weight averaging"].get_ydata()
+    assert band.max() - max(centre) == pytest.approx(100 * np.std([0, 0.04], ddof=1))
+
+
+def test_cost_keeps_the_parts_apart():
+    axes = ablations.step_cost(cost_table((0, 1, 2))).axes[0]
+    _, encoder, half = drawn(axes, ablations.PARTS["encoder"])
+    np.testing.assert_allclose(encoder, [19, 37, 73])
+    np.testing.assert_allclose(half, 1.0)
+    np.testing.assert_allclose(drawn(axes, ablations.PARTS["rest"])[1], 4)
+
+
+def test_gains_are_drawn_in_points_against_every_measure():
+    panels = ablations.mask_gain(gain_table((0,))).axes
+    places = [axes.collections[0].get_offsets().tolist()[-1] for axes in panels]
+    np.testing.assert_allclose(places, [[0.16, 8], [50, 8], [80, 8]])

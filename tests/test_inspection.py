@@ -1,0 +1,51 @@
+"""Tidy tables of what a run has learned."""
+
+import pandas as pd
+import pytest
+import torch
+
+from lib.inspection import agreement_table, coefficient_table, curve_table, density_table
+from lib.layout import Layout
+
+LAYOUT = Layout.of({"conv.weight": torch.zeros(4), "head.bias": torch.zeros(2)}, block=4)  # two places of padding
+
+
+def test_a_curve_counts_steps_done_and_starts_before_the_first():
+    curve = pd.DataFrame({"step": [0, 1], "loss": [3.0, 2.0], "accuracy": [None, 0.7]})
+    table = curve_table(curve, start=0.5, method="AdaMerging", seed=4)
+    assert table["step"].tolist() == [0, 1, 2]
+    assert table["accuracy"].iloc[[0, 2]].tolist() == [0.5, 0.7]
+    assert set(table["method"]) == {"AdaMerging"} and set(table["seed"]) == {4}
+    assert curve_table(curve)["step"].tolist() == [1, 2]
+    assert curve["step"].tolist() == [0, 1], "the curve itself is left alone"
+
+
+def test_task_wise_coefficients_are_the_same_in_every_layer():
+    layer_wise = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    table = coefficient_table(layer_wise, ["a", "b"], LAYOUT, seed=0).set_index(["task", "position"])["coefficient"]
+    assert table["b", 0] == pytest.approx(0.3) and table["a", 1] == pytest.approx(0.2)
+    task_wise = coefficient_table(torch.tensor([0.1, 0.3]), ["a", "b"], LAYOUT)
+    assert task_wise.groupby("task")["coefficient"].agg(["size", "min", "max"]).loc["b"].tolist() == pytest.approx(
+        [2, 0.3, 0.3]
+    )
+
+
+def test_densities_leave_the_padding_out():
+    logits = torch.tensor([0.0, 0, 0, 0, 50, 50, 0, 0])
+    table = density_table(logits, LAYOUT, seed=1)
+    assert table["density"].tolist() == pytest.approx([0.5, 1.0])
+    assert table["kind"].tolist() == ["convolution", "bias"]
+
+
+def test_agreement_bins_by_signs_and_by_size_and_knows_the_layers():
+    task_vectors = torch.tensor([[1.0, 2, 1, 2, 3, 3, 0, 0], [1, 2, -1, -1, 3, -1, 0, 0]])
+    logits = torch.tensor([50.0, 50, -50, -50, 50, -50, 0, 0])  # kept where both tasks push the same way
+    table = agreement_table(logits, task_vectors, LAYOUT, quantiles=2, seed=0)
+    signs = table[table["by"] == "sign agreement"].set_index("bin")
+    assert signs["probability"].to_dict() == pytest.approx({0.0: 0.0, 1.0: 1.0})
+    assert signs["by_layer"].tolist() == pytest.approx([0.5, 0.5]), "each layer keeps one half"
+    assert signs["share"].tolist() == pytest.approx([0.5, 0.5])
+    size = table[table["by"] == "size of the sum"].set_index("bin")
+    # sums 2, 4, 0, 1, 6, 2: the larger half holds 4 and 6 (kept) and the later one of the two 2s (not kept)
+    assert size["probability"].to_dict() == pytest.approx({0.25: 1 / 3, 0.75: 2 / 3})
+    assert size["share"].sum() == pytest.approx(1)

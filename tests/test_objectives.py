@@ -1,0 +1,146 @@
+"""What adaptation minimises: gradients against autograd, micro-batches, the running mean prediction, signatures."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib.device import Runtime
+from lib.flat_model import FlatModel
+from lib.models import Preprocess
+from lib.objectives import OBJECTIVES, PredictionObjective, entropy, entropy_of_mean
+from lib.signatures import signatures
+
+SIDE, WIDTH = 4, 6
+
+
+def parts(classes=(3, 20), images=40, seed=0):
+    torch.manual_seed(seed)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 10), nn.GELU(), nn.Linear(10, WIDTH))
+    heads = [5 * torch.nn.functional.normalize(torch.randn(count, WIDTH), dim=-1) for count in classes]
+    sets = [torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8) for _ in classes]
+    return FlatModel(encoder), heads, sets, Preprocess((0.5,) * 3, (0.25,) * 3), Runtime()
+
+
+def literal(model, heads, rows, preprocess, theta, diversity):
+    """The loss in the words of its definition."""
+    encoder = model.move_to(theta)
+    total = 0.0
+    for head, pixels in zip(heads, rows, strict=True):
+        features = torch.nn.functional.normalize(encoder(preprocess(pixels)), dim=-1)
+        probabilities = torch.softmax(features @ head.T, -1)
+        mean = probabilities.mean(0)
+        total = total - (probabilities * probabilities.log()).sum(-1).mean() + diversity * (mean * mean.log()).sum()
+    total.backward()
+    return total.item(), model.gradient.clone()
+
+
+@pytest.mark.parametrize(("objective", "diversity"), [("entropy", 0.0), ("information-maximisation", 0.7)])
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_loss_and_gradient_are_those_of_the_definition(objective, diversity, micro_batch):
+    model, heads, sets, preprocess, runtime = parts()
+    options = {"batch": 8, "seed": 0, "objective": objective, "diversity": 0.7, "micro_batch": micro_batch}
+    batches = PredictionObjective(model, heads, sets, preprocess, runtime, **options)
+    theta = model.initial()
+    loss, gradient = batches(3)(theta)
+    gradient = gradient.clone()
+    wanted, exact = literal(model, heads, batches.rows(3), preprocess, theta, diversity)
+    assert loss == pytest.approx(wanted, rel=1e-5)
+    torch.testing.assert_close(gradient, exact, atol=1e-6, rtol=1e-4)
+    assert batches.report["entropy"] <= 1
+    assert batches.report["marginal_entropy"] <= 1
+
+
+def test_one_class_for_everything_pleases_entropy_but_not_information_maximisation():
+    sure = torch.eye(4)[torch.zeros(8, dtype=torch.long)] * 50
+    spread = torch.eye(4)[torch.arange(8) % 4] * 50
+    for logits in (sure, spread):
+        assert entropy(logits).mean() < 1e-6
+    assert entropy_of_mean(sure.softmax(-1).mean(0)) < 1e-6
+    assert entropy_of_mean(spread.softmax(-1).mean(0)) == pytest.approx(math.log(4))
+    assert torch.isfinite(entropy_of_mean(torch.tensor([1.0, 0.0])))
+
+
+def test_the_mean_prediction_runs_on_where_classes_outnumber_the_batch():
+    model, heads, sets, preprocess, runtime = parts(classes=(3, 20))
+    batches = PredictionObjective(
+        model, heads, sets, preprocess, runtime, batch=5, seed=0, objective="information-maximisation"
+    )
+    theta = model.initial()
+    means = []
+    for step in range(3):
+        objective = batches(step)
+        objective(theta)
+        objective(theta)  # a second look at the same batch adds nothing
+        with torch.no_grad():
+            features = nn.functional.normalize(model.module(preprocess(batches.rows(step)[1])), dim=-1)
+            means.append((features @ heads[1].T).softmax(-1).mean(0))
+    wanted = means[0]
+    for mean in means[1:]:
+        wanted = 0.25 * mean + 0.75 * wanted  # 5 images of 20 classes
+    torch.testing.assert_close(batches.state()[1], wanted)
+
+    again = PredictionObjective(
+        model, heads, sets, preprocess, runtime, batch=5, seed=0, objective="information-maximisation"
+    )
+    again.load_state(batches.state())
+    assert again(3)(theta)[0] == batches(3)(theta)[0]
+    fresh = PredictionObjective(
+        model, heads, sets, preprocess, runtime, batch=5, seed=0, objective="information-maximisation"
+    )
+    assert fresh(3)(theta)[0] != batches(3)(theta)[0]
+
+
+def test_batches_repeat_only_after_an_epoch():
+    model, heads, sets, preprocess, runtime = parts(images=40)
+    batches = PredictionObjective(model, heads, sets, preprocess, runtime, batch=8, seed=0)
+    epoch = torch.cat([batches.rows(step)[0] for step in range(5)]).flatten(1)
+    assert len(epoch.unique(dim=0)) == len(sets[0].flatten(1).unique(dim=0))
+    assert not torch.equal(batches.rows(0)[0], batches.rows(5)[0])
+
+
+def test_an_unknown_objective_names_the_known_ones():
+    model, heads, sets, preprocess, runtime = parts()
+    with pytest.raises(ValueError, match=f"unknown objective 'infomax'; known: {', '.join(OBJECTIVES)}"):
+        PredictionObjective(model, heads, sets, preprocess, runtime, batch=4, seed=0, objective="infomax")
+
+
+def rows(steps, **columns):
+    return [{name: value(step) for name, value in columns.items()} for step in range(steps)]
+
+
+def noise(step):
+    return 0.01 * math.sin(1000.0 * step)
+
+
+def test_a_healthy_run_has_no_signature():
+    curve = rows(
+        100, loss=lambda k: 2 - 0.01 * k + noise(k), lowest_density=lambda k: 0.4, entropy=lambda k: 0.5 - 0.002 * k,
+        marginal_entropy=lambda k: 0.8 + noise(k), accuracy=lambda k: 0.7, averaging=lambda k: 0.6,
+    )  # fmt: skip
+    assert signatures(curve) == {}
+    assert signatures([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("mask collapsed", {"lowest_density": lambda k: 0.5 / (k + 1)}),
+        ("worse than averaging", {"accuracy": lambda k: 0.5, "averaging": lambda k: 0.6}),
+        (
+            "few classes",
+            {"entropy": lambda k: 0.5 - 0.004 * k, "marginal_entropy": lambda k: 0.8 - 0.006 * k + noise(k)},
+        ),
+        ("stuck", {"loss": lambda k: 2 + noise(k)}),
+    ],
+)
+def test_each_signature_is_found_alone(name, columns):
+    curve = rows(100, **({"loss": lambda k: 2 - 0.01 * k + noise(k)} | columns))
+    found = signatures(curve)
+    assert list(found) == [name]
+    assert found[name].startswith(name)
+
+
+def test_few_steps_are_not_judged_by_their_noise():
+    assert signatures(rows(10, loss=lambda k: 2 + noise(k))) == {}
