@@ -78,7 +78,7 @@ def agreement_table(
 
     Returns:
         Rows (by, bin, share, probability, by_layer): `bin` is the agreement or the middle of the quantile, both in 0 to
-        1, `share` that of the parameters, `probability` the mean of sigmoid(x), `by_layer` the mean of the layers' means.
+        1, `share` that of the parameters, `probability` the mean of sigmoid(x), `by_layer` that of the layers' means.
     """
     inside = layout.inside(logits.device) > 0
     mask = concrete.expected_mask(logits, layout)

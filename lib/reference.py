@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -39,16 +39,63 @@ def published(*, lineage: str, model: str, experiment: str, path: Path = PUBLISH
         Rows (lineage, model, experiment, corruption, method, task, score, source); scores in percent.
 
     Raises:
-        ValueError: for a name that is not in the table, or a combination of names; says what is.
+        ValueError: for a name that the table does not have, by itself or together with the names before it; says what
+            it has.
     """
-    chosen = pd.read_csv(path)
+    chosen, before = pd.read_csv(path), ""
     for column, name in (("lineage", lineage), ("model", model), ("experiment", experiment)):
         known = tuple(chosen[column].unique())
         if name not in known:
-            where = ", ".join(repr(value) for value in (lineage, model)[: len(known) and _position(column)])
-            raise ValueError(
-                f"no published scores of {column} '{name}'{f' with {where}' if where else ''}{closest(name, known)}; "
-                f"known: {', '.join(known)}"
-            )
-        chosen = chosen[chosen[column] == name]
+            near = closest(str(name), known)
+            raise ValueError(f"no published scores of {column} '{name}'{before}{near}; known: {', '.join(known)}")
+        chosen, before = chosen[chosen[column] == name], f"{before or ' for'} {column} '{name}'"
     return chosen.reset_index(drop=True)
+
+
+def standing_in(sets: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
+    """The study's tasks in the place of data sets of the paper.
+
+    Args:
+        sets: the paper's data sets, keys of `PLACES`.
+        tasks: the study's tasks.
+
+    Returns:
+        For each set itself if it is a task, else its counterpart; for a set with neither the last task that is still
+        free. Fewer than asked for if there are no more tasks.
+    """
+    found = {name: next((task for task in (name, *PLACES[name]) if task in tasks), None) for name in sets}
+    free = [task for task in tasks if task not in found.values()]
+    places = (found[name] or (free.pop() if free else None) for name in sets)
+    return tuple(task for task in places if task)
+
+
+def beside_published(
+    results: pd.DataFrame, *, lineage: str = "task-vectors", model: str = "ViT-B/32", path: Path = PUBLISHED
+) -> pd.DataFrame:
+    """The methods that the study and the paper share, each as a share of its own experts' accuracy.
+
+    Accuracies on other images from another model say little beside each other; what a method keeps of its experts does.
+
+    Args:
+        results: rows (method, task, split, seed, accuracy) of one or more seeds, see `evaluation.gather`.
+        lineage: of the published checkpoints.
+        model: theirs.
+        path: the published table.
+
+    Returns:
+        Rows (method, seed, here, published, lineage, model), in the published order: mean held-out accuracy divided by
+        the experts' mean, and the published mean divided by the published experts', both in percent. A method without
+        a score here or there is left out, and so are the experts themselves.
+    """
+    there = published(lineage=lineage, model=model, experiment="eight tasks", path=path)
+    there = there[there["task"] == "mean"].set_index("method")["score"]
+    by_seed = results[results["split"] == "test"].groupby(["method", "seed"])["accuracy"].mean().unstack("seed")
+    kept = 100 * by_seed / by_seed.loc["Experts"]
+    rows = [
+        {"method": method, "seed": seed, "here": here, "published": 100 * score / there["Experts"]}
+        for method, score in there.items()
+        if method in kept.index and method != "Experts"
+        for seed, here in kept.loc[method].dropna().items()
+    ]
+    columns = ["method", "seed", "here", "published"]
+    return pd.DataFrame(rows, columns=columns).assign(lineage=lineage, model=model)

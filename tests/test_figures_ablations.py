@@ -33,10 +33,12 @@ def temperature_table(seeds):
 
 def noise_table(seeds):
     columns = ["temperature", "relative_variance", "theory_variance", "gradient_share", "theory_share", "seed"]
-    return pd.DataFrame(
-        [(value, 2 / value + seed, 1 / value, 0.4 * value, 0.45 * value, seed) for seed in seeds for value in TEMPERATURES],
-        columns=columns,
-    )  # fmt: skip
+    rows = [
+        (value, 2 / value + seed, 1 / value, 0.4 * value, 0.45 * value, seed)
+        for seed in seeds
+        for value in TEMPERATURES
+    ]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def curve_table(seeds):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib.figures.benchmarks import merge_step, merge_step_size
+from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
 from lib.figures.experts import (
     contact_sheet,
     cross_evaluation,
@@ -42,7 +43,6 @@ from lib.figures.merging import (
     results,
     scaling,
 )
-from lib.figures.phases import adaptation_curve, bilevel, mask_curve, phases
 from lib.store import atomic_path, load_table
 from lib.study import ROOT, all_seeds, seed_folders
 
@@ -62,8 +62,8 @@ FIGURES: dict[str, Callable[[Table], Figure]] = {
 # Of those, the ones that show mean and spread over the tables of all seeds.
 ALL_SEEDS = (
     "adaptation_curve", "mask_curve", "masked_experts", "phases", "mask_agreement", "failures", "objectives",
-    "temperature", "gradient_noise", "temperature_curve", "task_count", "step_cost", "protocol", "hypergradient", "unseen_tasks",
-    "corruptions", "similar_tasks",
+    "temperature", "gradient_noise", "temperature_curve", "task_count", "step_cost", "protocol", "hypergradient",
+    "unseen_tasks", "corruptions", "similar_tasks",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
     if not list(tables.glob("*.csv")):
         there = ", ".join(sorted(f"{path.parent.name} ({path.name})" for path in results.glob("*/seed*"))) or "none"
         raise FileNotFoundError(f"no saved tables of '{profile}', seed {seed}: run `make study` first; saved: {there}")
-    written = [save(relaxation(), folder / "relaxation.png")]
+    written = [save(drawn(), folder / f"{drawn.__name__}.png") for drawn in (relaxation, bilevel)]
     if (tables / "contact_sheet.png").is_file():
         rows = list(load_table(tables / "learning_curves.csv")["task"].unique())
         sheet = Image.open(tables / "contact_sheet.png")

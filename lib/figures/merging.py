@@ -70,7 +70,7 @@ def concrete_adamerging(table: Table) -> Figure:
 def gains(table: Table, base: str) -> Figure:
     """Held-out accuracy minus that of a base method, within each seed.
 
-    A tick is a task (its mean over seeds), a dot the mean over tasks and seeds, its bar the standard deviation over seeds.
+    A tick is a task (mean over seeds), a dot the mean over tasks and seeds, its bar the standard deviation over seeds.
     """
     held_out = table[table["split"] == "test"]
     wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.figures import mask, merging, phases
+from lib.figures import curves, mask, merging
 
 TASKS = ("scenes", "land_cover")
 PLAIN, CONCRETE = "AdaMerging (layer-wise)", "Concrete AdaMerging (layer-wise)"
@@ -51,7 +51,7 @@ def texts(figure):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_phases_show_the_mean_over_seeds_and_a_band_where_there_are_several(seeds):
-    figure = phases.phases(phases_table(seeds))
+    figure = curves.phases(phases_table(seeds))
     accuracy_mask, accuracy_adaptation, loss_mask, _ = figure.axes
     assert [len(axes.lines) for axes in figure.axes] == [1, 3, 1, 3]
     line = accuracy_mask.lines[0]
@@ -65,7 +65,7 @@ def test_phases_show_the_mean_over_seeds_and_a_band_where_there_are_several(seed
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("drawn", [phases.mask_curve, phases.adaptation_curve])
+@pytest.mark.parametrize("drawn", [curves.mask_curve, curves.adaptation_curve])
 def test_curves_are_shown_against_their_start_and_plain_averaging(drawn, seeds):
     table = phases_table(seeds).query("phase == 'adaptation'")
     entropy, accuracy = drawn(table).axes
@@ -75,13 +75,13 @@ def test_curves_are_shown_against_their_start_and_plain_averaging(drawn, seeds):
 
 
 def test_a_method_keeps_its_line_whatever_else_is_drawn():
-    assert phases.line_style(PLAIN) == "-"
-    assert phases.line_style("AdaMerging (task-wise)") == "--"
-    assert phases.line_style(CONTROL) == ":"
+    assert curves.line_style(PLAIN) == "-"
+    assert curves.line_style("AdaMerging (task-wise)") == "--"
+    assert curves.line_style(CONTROL) == ":"
 
 
 def test_the_diagram_names_both_levels_and_both_phases():
-    words = " ".join(texts(phases.bilevel()))
+    words = " ".join(texts(curves.bilevel()))
     for word in ("inner level", "upper level", "Phase 1", "Phase 2"):
         assert word in words
 
@@ -92,8 +92,7 @@ def test_gains_are_differences_within_a_seed(seeds):
     table.loc[table["split"] == "adaptation", "accuracy"] = 0  # not what is drawn
     figure = merging.gains(table, PLAIN)
     assert texts(figure) == ["-4.0", "-1.0"], "from the last method up to the first, the base itself left out"
-    bars = [container for container in figure.axes[0].containers]
-    assert all(bar.has_xerr == (seeds > 1) for bar in bars)
+    assert all(bar.has_xerr == (seeds > 1) for bar in figure.axes[0].containers)
     assert "3 seeds" in figure.axes[0].get_title() or seeds == 1
 
 
@@ -126,9 +125,10 @@ def test_coefficients_are_averaged_over_seeds(seeds):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_density_has_one_dot_per_layer_whatever_the_number_of_seeds(seeds):
     rows = [
-        {"position": layer, "layer": f"l{layer}", "kind": ("bias", "MLP")[layer % 2], "density": 0.5 + seed / 10, "seed": seed}
-        for layer in range(4) for seed in range(seeds)
-    ]  # fmt: skip
+        {"position": layer, "kind": ("bias", "MLP")[layer % 2], "density": 0.5 + seed / 10, "seed": seed}
+        for layer in range(4)
+        for seed in range(seeds)
+    ]
     axes = mask.density(pd.DataFrame(rows)).axes[0]
     dots = axes.collections[-1].get_offsets()
     assert len(dots) == 4
