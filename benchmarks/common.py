@@ -1,27 +1,66 @@
-"""What the benchmarks share: where things lie, the shapes they measure, the memory of a process."""
+"""What the benchmarks share: where things lie, what they measure and on what, a process of its own for every case."""
 
 from __future__ import annotations
 
+import json
+import platform
 import resource
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def vit_b_32_shapes(scale: float) -> dict[str, list[int]]:
-    """Names and shapes of open_clip's ViT-B/32 image encoder, cut to `scale` of their rows for smaller D."""
+def vit_b_32() -> nn.Module:
+    """open_clip's ViT-B/32 image encoder with random weights."""
     from open_clip import get_model_config
     from open_clip.model import _build_vision_tower
 
     config = get_model_config("ViT-B-32")
+    return _build_vision_tower(config["embed_dim"], config["vision_cfg"])
+
+
+def vit_b_32_shapes(scale: float) -> dict[str, list[int]]:
+    """Names and shapes of that encoder's parameters, cut to `scale` of their rows for smaller D."""
     with torch.device("meta"):
-        visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"])
+        visual = vit_b_32()
     return {
         name: [max(1, round(tensor.shape[0] * scale)), *tensor.shape[1:]] for name, tensor in visual.named_parameters()
     }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def machine(device: str = "cpu") -> dict[str, object]:
+    """Columns that say where figures come from."""
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {"machine": name, "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0]}
+
+
+def in_own_process(module: str, case: dict, *options: str) -> dict | str:
+    """Run `python -m module --case <case>` and return what its last line of output says, or why it failed.
+
+    Its peak memory is then its own. Should memory run out, it is the one that Linux stops, not its neighbours.
+    """
+    command = [sys.executable, "-m", module, *options, "--case", json.dumps(case)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        score = Path(f"/proc/{process.pid}/oom_score_adj")
+        if score.exists():
+            score.write_text("1000")
+        output, errors = process.communicate()
+    if process.returncode:
+        return (errors.strip().splitlines() or [""])[-1][:150] or f"stopped by signal {-process.returncode}"
+    return json.loads(output.strip().splitlines()[-1])
 
 
 def peak_resident() -> int:

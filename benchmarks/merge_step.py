@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from benchmarks.common import ROOT, peak_resident, vit_b_32_shapes
+from benchmarks.common import ROOT, in_own_process, machine, peak_resident, vit_b_32_shapes
 from lib.layout import Layout
 from lib.merge_step import MergeStep
 
@@ -164,31 +159,19 @@ def cases(quick: bool) -> list[dict]:
 
 def measure(case: dict, device: str) -> dict | None:
     """Run one case in a fresh process; None, and a line why, if that fails."""
-    command = [sys.executable, "-m", "benchmarks.merge_step", "--device", device, "--case"]
     # The shapes go along, because importing open_clip would add to the peak that is measured.
-    given = json.dumps(case | {"shapes": vit_b_32_shapes(case["scale"])})
-    done = subprocess.run([*command, given], capture_output=True, text=True, cwd=ROOT, env=os.environ)
+    given = case | {"shapes": vit_b_32_shapes(case["scale"])}
+    result = in_own_process("benchmarks.merge_step", given, "--device", device)
     words = [str(case[key]) for key in ("implementation", "method", "tasks")]
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"stopped by signal {-done.returncode}"]
-        print(f"  {' '.join(words):55s} left out: {reason[0][:150]}", flush=True)
+    if isinstance(result, str):
+        print(f"  {' '.join(words):55s} left out: {result}", flush=True)
         return None
-    result = json.loads(done.stdout.strip().splitlines()[-1])
     print(
         f"  {' '.join(words):55s} D = {result['parameters'] / 1e6:6.1f} M  {result['seconds']:7.3f} s"
         f"  {result['peak_gb']:6.2f} GB",
         flush=True,
     )
     return {"backend": "auto", **case, **result}
-
-
-def machine(device: str) -> dict:
-    """Where the figures come from."""
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    if device == "cpu" and Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    return {"machine": name, "threads": torch.get_num_threads(), "torch": torch.__version__.split("+")[0]}
 
 
 def main() -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -30,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.common import ROOT, peak_resident, vit_b_32_shapes
+from benchmarks.common import ROOT, peak_resident, processor, vit_b_32_shapes
 from lib.fusion import task_arithmetic, weight_averaging
 from lib.layout import Layout
 from lib.merge_step import MergeStep
@@ -106,14 +105,6 @@ def run(method: str, folder: Path, tasks: int) -> dict[str, object]:
     }
 
 
-def machine() -> dict[str, object]:
-    """What the figures depend on beside the code."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"processor": model, "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__}
-
-
 def main() -> None:
     """Make the files, measure every method and number of experts, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,6 +116,7 @@ def main() -> None:
     if given.run:
         print(json.dumps(run(given.run[0], Path(given.run[1]), int(given.run[2]))))
         return
+    about = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__}
     counts = [2, 4] if given.quick else given.experts
     shapes = vit_b_32_shapes(1.0)
     with tempfile.TemporaryDirectory(dir=given.folder) as name:
@@ -138,7 +130,7 @@ def main() -> None:
             for method in METHODS:
                 call = [sys.executable, "-m", "benchmarks.streaming_memory", "--run", method, name, str(tasks)]
                 done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-                row = json.loads(done.stdout.splitlines()[-1]) | {"distinct_files": min(distinct, tasks)} | machine()
+                row = json.loads(done.stdout.splitlines()[-1]) | {"distinct_files": min(distinct, tasks)} | about
                 print({key: row[key] for key in ("method", "experts", "seconds", "peak_rss_gib")}, flush=True)
                 rows.append(row)
     table = pd.DataFrame(rows)

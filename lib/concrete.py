@@ -156,9 +156,7 @@ def coefficient_gradient(
     if not layer_wise:
         return task_vectors @ seen
     blocks = task_vectors.unflatten(1, (-1, layout.block))
-    per_block = torch.einsum("tnb,nb->tn", blocks, seen.unflatten(0, (-1, layout.block)))
-    sums = per_block.new_zeros(len(task_vectors), layout.layers)
-    return sums.index_add_(1, layout.layer_of_block(gradient.device), per_block)
+    return layout.add_blocks(torch.einsum("tnb,nb->tn", blocks, seen.unflatten(0, (-1, layout.block))))
 
 
 def logit_gradient(gradient: Tensor, summed: Tensor, mask: Tensor, temperature: float, layout: Layout) -> Tensor:

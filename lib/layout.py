@@ -109,9 +109,12 @@ class Layout:
 
     def layer_sums(self, flat: Tensor) -> Tensor:
         """Sum over each layer: [..., D] -> [..., L]."""
-        blocks = flat.unflatten(-1, (-1, self.block)).sum(-1)
-        sums = flat.new_zeros(*flat.shape[:-1], self.layers)
-        return sums.index_add_(-1, self.layer_of_block(flat.device), blocks)
+        return self.add_blocks(flat.unflatten(-1, (-1, self.block)).sum(-1))
+
+    def add_blocks(self, per_block: Tensor) -> Tensor:
+        """Add up the sums over each layer's blocks: [..., D / BLOCK] -> [..., L]."""
+        sums = per_block.new_zeros(*per_block.shape[:-1], self.layers)
+        return sums.index_add_(-1, self.layer_of_block(per_block.device), per_block)
 
     def spread(self, per_layer: Tensor) -> Tensor:
         """Give every element the value of its layer: [..., L] -> [..., D]."""
@@ -149,6 +152,17 @@ class Layout:
         for name, view in self.views(flat).items():
             view.copy_(parameters[name].detach())
         return flat
+
+    def check_type(self, name: str, dtype: torch.dtype) -> None:
+        """A layer of an expert must come in the type of the pre-trained one.
+
+        Raises:
+            ValueError: if it does not: its rounding would pass for fine-tuning.
+        """
+        expected = dict(zip(self.names, self.dtypes, strict=False)).get(name, dtype)
+        if dtype != expected:
+            mend = "save both in one type, or convert it and accept that its rounding is merged too"
+            raise ValueError(f"layer '{name}' is {dtype}, the pre-trained one {expected}: {mend}")
 
     def check(self, parameters: Mapping[str, Tensor]) -> None:
         """Compare names, shapes, types and finiteness with this layout; raises like `flatten`.

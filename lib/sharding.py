@@ -77,9 +77,7 @@ class Shard:
 
     def layer_sums(self, per_block: Tensor) -> Tensor:
         """Add up sums over this rank's blocks to sums over whole layers: [..., n, 1] -> [..., L]."""
-        every = self.gather(per_block.squeeze(-1).movedim(-1, 0)).movedim(0, -1)  # [..., D / block]
-        sums = every.new_zeros(*every.shape[:-1], self.layout.layers)
-        return sums.index_add_(-1, self.layout.layer_of_block(every.device), every)
+        return self.layout.add_blocks(self.gather(per_block.squeeze(-1).movedim(-1, 0)).movedim(0, -1))
 
     def per_block(self, per_layer: Tensor) -> Tensor:
         """Give each of this rank's blocks the value of its layer: [..., L] -> [..., n, 1]."""

@@ -12,11 +12,10 @@ import json
 import os
 import platform
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,11 +166,6 @@ class Store:
             table=pd.read_csv(table_path) if table_path.is_file() else None,
             about=json.loads((folder / "about.json").read_text()),
         )
-
-    def forget(self, kind: str, determines: Mapping[str, object]) -> None:
-        """Delete an artifact, finished or not; nothing happens when there is none."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.folder(kind, determines))
 
 
 def circumstances(seconds: float) -> dict[str, object]:

@@ -99,7 +99,7 @@ def reader(file: Path, layout: Layout) -> Callable[[Tensor], None]:
 
 def check_file(file: Path, layout: Layout) -> None:
     """Compare the names, shapes and types in a file's header with the layout; raises like `stream_sum`."""
-    stored, types = _header(file), dict(zip(layout.names, layout.dtypes, strict=False))
+    stored = _header(file)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in stored:
             first = f"; its first entry is '{next(iter(stored))}'" if stored else ""
@@ -109,9 +109,10 @@ def check_file(file: Path, layout: Layout) -> None:
             raise ValueError(f"{file}: layer '{name}' has shape {list(here)}, expected {list(shape)}")
         if dtype not in FLOATING:
             raise ValueError(f"{file}: layer '{name}' is stored as {dtype}, only {', '.join(FLOATING)} can be merged")
-        if types.get(name, FLOATING[dtype]) != FLOATING[dtype]:
-            mend = "save both in one type, or convert it and accept that its rounding is merged too"
-            raise ValueError(f"{file}: layer '{name}' is {FLOATING[dtype]}, the pre-trained one {types[name]}: {mend}")
+        try:
+            layout.check_type(name, FLOATING[dtype])
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
     for name in sorted(set(stored).difference(layout.names)):
         if stored[name][0] not in INTEGER:
             raise ValueError(f"{file}: layer '{name}' is not part of the pre-trained model's layout; remove it")

@@ -34,10 +34,8 @@ def task_vectors(theta0: Tensor, experts: Sequence[Mapping[str, Tensor]], layout
     for number, (expert, row) in enumerate(zip(experts, stacked, strict=True)):
         try:
             layout.flatten(expert, out=row)
-            for name, dtype in zip(layout.names, layout.dtypes, strict=False):
-                if expert[name].dtype != dtype:
-                    mend = "save both in one type, or convert it and accept that its rounding is merged too"
-                    raise ValueError(f"layer '{name}' is {expert[name].dtype}, the pre-trained one {dtype}: {mend}")
+            for name in layout.names:
+                layout.check_type(name, expert[name].dtype)
         except ValueError as error:
             raise ValueError(f"expert {number} of {len(experts)}: {error}") from None
     return stacked.sub_(theta0)

@@ -95,7 +95,7 @@ def drawn(axes, label):
         if bars.get_label() == label:
             line, _, (pieces,) = bars.lines
             half = [np.ptp(segment[:, 1]) / 2 for segment in pieces.get_segments()]
-            return line.get_xdata(), line.get_ydata(), half
+            return line.get_xdata(orig=False), line.get_ydata(orig=False), half
     line = next(line for line in axes.get_lines() if line.get_label() == label)
     return line.get_xdata(), line.get_ydata(), None
 

@@ -1,5 +1,7 @@
 """The exact gradient of the mask against automatic differentiation through the bi-level formula as it is written."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -101,7 +103,7 @@ def learned_gradients(world, *, granularity, protocol, rate, temperature):
         steps=STEPS, coefficients=granularity, learn_mask=True, initial_coefficient=START, learning_rate=rate,
         mask_learning_rate=0.1, temperature=temperature, seed=SEED, protocol=protocol, watch=watch,
     )  # fmt: skip
-    gradients = [(new - BETA_1 * old) / (1 - BETA_1) for (_, old), (_, new) in zip(seen[:-1], seen[1:], strict=True)]
+    gradients = [(new - BETA_1 * old) / (1 - BETA_1) for (_, old), (_, new) in pairwise(seen)]
     return [logits for logits, _ in seen[:-1]], gradients
 
 
@@ -130,7 +132,7 @@ def test_the_exact_gradient_is_that_of_the_bilevel_formula(world, granularity, c
     exact = Protocol(hypergradient="exact", **choices)
     trace, gradients = learned_gradients(world, protocol=exact, **options)
     wanted = literal_gradients(world, trace, protocol=exact, **options)
-    for gradient, (expected, moved) in zip(gradients, wanted, strict=True):
+    for gradient, (expected, _) in zip(gradients, wanted, strict=True):
         # the Hessian is a central difference: its error is about (rounding error)^(2/3)
         assert distance(gradient, expected) < 1e-6
     if exact.clamp:

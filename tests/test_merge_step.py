@@ -208,13 +208,14 @@ with warnings.catch_warnings(record=True) as caught:
         fast.learn_mask(temperature=0.5, learning_rate=0.1, seed=1)
         fast.draw(0)
         thetas.append(fast.merge(coefficients))
-assert (thetas[0] == thetas[1]).all() and (thetas[0] == thetas[2]).all()
-told = [str(w.message) for w in caught if "no working compiler" in str(w.message)]
-assert len(told) == 1, told
+print([bool((theta == thetas[0]).all()) for theta in thetas])
+print(sum("no working compiler" in str(warning.message) for warning in caught))
 """
     environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    equal, warned = done.stdout.split("\n")[:2]
+    assert equal == "[True, True, True]", done.stderr
+    assert warned == "1"
 
 
 def test_theta0_may_stay_in_its_file(tmp_path):

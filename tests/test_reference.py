@@ -59,7 +59,10 @@ def test_the_papers_own_numbers():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (("task-vector", "ViT-B/32", "eight tasks"), "lineage 'task-vector' .did you mean 'task-vectors'.*hugging-face"),
+        (
+            ("task-vector", "ViT-B/32", "eight tasks"),
+            "lineage 'task-vector' .did you mean 'task-vectors'.*hugging-face",
+        ),
         (("task-vectors", "ViT-B-32", "eight tasks"), "model 'ViT-B-32' for lineage 'task-vectors'.*known: .*ViT-L/14"),
         (
             ("hugging-face", "ViT-L/14", "robustness"),
@@ -90,7 +93,13 @@ def test_without_a_counterpart_the_last_tasks_stand_in():
 def test_shares_of_the_experts_stand_beside_each_other():
     accuracy = {"Experts": (0.8, 0.9), "Task Arithmetic": (0.4, 0.9), "Ours alone": (0.5, 0.5), "Zero-shot": (0.2, 0.3)}
     results = pd.DataFrame(
-        {"method": method, "task": task, "split": split, "seed": seed, "accuracy": value / (1 if split == "test" else 2)}
+        {
+            "method": method,
+            "task": task,
+            "split": split,
+            "seed": seed,
+            "accuracy": value / (1 if split == "test" else 2),
+        }
         for method, by_seed in accuracy.items()
         for seed, value in enumerate(by_seed)
         for task in ("a", "b")

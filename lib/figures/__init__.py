@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_count, temperature, temperature_curve
 from lib.figures.benchmarks import merge_step, merge_step_size
 from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
 from lib.figures.experts import (
@@ -24,6 +25,7 @@ from lib.figures.experts import (
     probe,
     similarity,
 )
+from lib.figures.generalisation import against_the_paper, corruptions, similar_tasks, unseen_tasks
 from lib.figures.mask import (
     convergence,
     density,
@@ -55,15 +57,18 @@ FIGURES: dict[str, Callable[[Table], Figure]] = {
         pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, baselines, mask_samples,
         convergence, planted, adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic,
         masked_experts, phases, concrete_coefficients, concrete_adamerging, density, mask_agreement, results,
+        unseen_tasks, corruptions, similar_tasks, against_the_paper,
+        temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
     )
 }  # fmt: skip
 
 
 # Of those, the ones that show mean and spread over the tables of all seeds.
 ALL_SEEDS = (
-    "adaptation_curve", "mask_curve", "masked_experts", "phases", "mask_agreement", "failures", "objectives",
+    "adaptation_curve", "coefficients", "adaptation", "mask_curve", "concrete_task_arithmetic", "masked_experts",
+    "phases", "concrete_coefficients", "concrete_adamerging", "density", "mask_agreement", "failures", "objectives",
     "temperature", "gradient_noise", "temperature_curve", "task_count", "step_cost", "protocol", "hypergradient",
-    "unseen_tasks", "corruptions", "similar_tasks",
+    "unseen_tasks", "corruptions", "similar_tasks", "results", "against_the_paper",
 )  # fmt: skip
 
 

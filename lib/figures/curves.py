@@ -14,6 +14,7 @@ from lib.plotting import method_colours, new_figure, percent_axis
 Table = pd.DataFrame
 
 SMOOTH = 10  # steps: each step's loss is that of another batch
+CONTROL_GREY = (0.4, 0.4, 0.4)
 
 
 def bilevel() -> Figure:
@@ -80,7 +81,7 @@ def _entropy_and_accuracy(table: Table, title: str) -> Figure:
     left.set(xlabel="step", title=title)
     right.set(xlabel="step", title="Held-out images")
     left.legend(frameon=False)
-    right.legend(frameon=False, fontsize=8.5)
+    right.legend(handles=right.lines[-2:], frameon=False)
     return figure
 
 
@@ -106,6 +107,13 @@ def phases(table: Table) -> Figure:
     return figure
 
 
+def colours_of(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
+    """Colours of methods; controls are grey."""
+    methods = list(methods)
+    shown = method_colours(method for method in methods if not method.endswith("(control)"))
+    return {method: shown.get(method, CONTROL_GREY) for method in methods}
+
+
 def line_style(method: str) -> str:
     """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted."""
     return ":" if method.endswith("(control)") else "--" if "task-wise" in method else "-"
@@ -122,7 +130,7 @@ def _band(axes: Axes, rows: Table, column: str, scale: float, smooth: int, **sty
 
 
 def _each(axes: Axes, table: Table, methods: Iterable[str], column: str, scale: float, smooth: int, mark: str) -> None:
-    colours = method_colours(methods)
+    colours = colours_of(methods)
     for method in methods:
         rows = table[table["method"] == method]
         if len(rows):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lib.figures.curves import colours_of
 from lib.plotting import ORDER, heat_map, method_colours, new_figure, percent_axis
 
 Table = pd.DataFrame
@@ -76,7 +77,7 @@ def gains(table: Table, base: str) -> Figure:
     wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
     difference = wide.drop(columns=base).sub(wide[base], axis=0)
     figure, axes = new_figure(8.5, 0.55 * difference.shape[1] + 1.3)
-    colours = method_colours(difference.columns)
+    colours = colours_of(difference.columns)
     for height, method in enumerate(reversed(difference.columns)):
         by_task, by_seed = (difference[method].groupby(level).mean() for level in ("task", "seed"))
         axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=10, alpha=0.7)

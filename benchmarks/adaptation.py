@@ -1,0 +1,262 @@
+"""A step of Concrete AdaMerging and of AdaMerging, ours and FusionBench's: `python -m benchmarks.adaptation`.
+
+Both sides run their own loop on the same image encoder with layer-wise coefficients, eight task vectors and 16 random
+images per task. A mask learning step is: sample, merge, inner forward and backward pass, inner step, merge, outer
+forward and backward pass, step of the logits. An adaptation step is: merge, forward and backward pass, step.
+
+A step's time is split in two. The encoder's forward and backward passes, down to the gradient of the merged
+parameters, nobody can avoid; here all tasks go through it as one batch, in FusionBench one task after the other. The
+rest is merging and its gradient, sampling and the optimisers. Loading images counts for neither side. Every case runs
+in a process of its own; one that memory does not suffice for is tried again with fewer tasks, and so is ours beside it.
+
+Writes data/benchmarks/adaptation.csv. `extrapolated_seconds` is for as many steps as in the paper: 2000 for the mask,
+1000 of adaptation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import ROOT, in_own_process, machine, peak_resident, vit_b_32
+
+TABLE = ROOT / "data/benchmarks/adaptation.csv"
+CONCRETE, PLAIN = "Concrete AdaMerging, learning the mask", "AdaMerging"
+PAPER_STEPS = {CONCRETE: 2000, PLAIN: 1000}
+OURS, PEER = "this study", "FusionBench"
+CLASSES = (397, 196, 45, 10, 10, 43, 10, 47)  # of the paper's eight tasks
+MODELS = {"tiny CLIP": (32, 96), "ViT-B/32": (224, 512)}  # side of the images, width of the features
+
+
+class Clock:
+    """What the steps of a loop spend where; the first `warm_up` steps do not count."""
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.steps = warm_up, []
+        self.start()
+
+    def start(self) -> None:
+        """Begin a step."""
+        self.spent, self.began = {"encoder": 0.0, "loading": 0.0}, time.perf_counter()
+
+    def stop(self) -> None:
+        """End a step and begin the next."""
+        seconds = time.perf_counter() - self.began - self.spent["loading"]
+        self.steps.append((seconds, self.spent["encoder"]))
+        self.start()
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Count what happens inside."""
+        began = time.perf_counter()
+        yield
+        self.spent[what] += time.perf_counter() - began
+
+    def result(self) -> dict[str, float]:
+        """Medians over the steps."""
+        counted = self.steps[self.warm_up :]
+        columns = {
+            "seconds_per_step": [seconds for seconds, _ in counted],
+            "encoder_seconds": [encoder for _, encoder in counted],
+            "other_seconds": [seconds - encoder for seconds, encoder in counted],
+        }
+        return {name: statistics.median(values) for name, values in columns.items()} | {"steps": len(counted)}
+
+
+def encoder_of(model: str) -> nn.Module:
+    """The image encoder."""
+    if model == "ViT-B/32":
+        return vit_b_32()
+    from lib.models import load_clip
+
+    return load_clip().visual
+
+
+def heads_of(case: dict) -> list[Tensor]:
+    """Random heads of the paper's numbers of classes; logits are 10 times a cosine similarity."""
+    width = MODELS[case["model"]][1]
+    return [10 * nn.functional.normalize(torch.randn(c, width), dim=-1) for c in CLASSES[: case["tasks"]]]
+
+
+def ours(case: dict, clock: Clock) -> None:
+    """`lib.adaptation.adapt` with the study's objective. The first steps see one image per task: enough to warm up."""
+    from lib.adaptation import adapt
+    from lib.device import Runtime
+    from lib.flat_model import FlatModel
+    from lib.models import Preprocess
+    from lib.objectives import PredictionObjective
+
+    model = FlatModel(encoder_of(case["model"]))
+    theta0, inside = model.initial(), model.layout.inside()
+    vectors = torch.empty(case["tasks"], model.layout.length)
+    for row in vectors:
+        row.normal_(std=1e-3).mul_(inside)
+    side, concrete = MODELS[case["model"]][0], case["method"] == CONCRETE
+    images = [torch.randint(0, 256, (2 * case["batch"], 3, side, side), dtype=torch.uint8) for _ in vectors]
+    given = model, heads_of(case), images, Preprocess((0.5,) * 3, (0.25,) * 3), Runtime()
+    first, later = (PredictionObjective(*given, batch=size, seed=0) for size in (1, case["batch"]))
+
+    def objective_at(number: int):  # noqa: ANN202 - an Objective
+        step = number // 2 if concrete else number
+        with clock("loading"):
+            inner = (first if step < clock.warm_up else later)(number)
+
+        def objective(theta: Tensor) -> tuple[float, Tensor]:
+            with clock("encoder"):
+                return inner(theta)
+
+        return objective
+
+    def watch(_: object) -> dict[str, float]:
+        clock.stop()
+        return {}
+
+    point = theta0, vectors, model.layout
+    steps = clock.warm_up + case["steps"]
+    rate = 1.0 if concrete else 1e-3
+    clock.start()
+    adapt(objective_at, *point, steps=steps, learn_mask=concrete, learning_rate=rate, watch=watch)
+
+
+def fusion_bench(case: dict, clock: Clock) -> None:
+    """FusionBench's loops on a Fabric that looks at the clock."""
+    import lightning
+    from fusion_bench.method.adamerging.clip_layer_wise_adamerging import CLIPLayerWiseAdaMergingAlgorithm
+    from fusion_bench.method.concrete_subspace.clip_concrete_adamerging import ConcreteLayerWiseAdaMergingForCLIP
+
+    from benchmarks.fusion_bench_loop import Tower, prepare
+
+    class Timed(lightning.Fabric):
+        merged: nn.Module
+
+        def backward(self, loss: Tensor, **options: object) -> None:
+            """The encoder is done when the gradient of the first merged parameter enters the merge.
+
+            Autograd runs the latest operations first, and all merging was before all encoding.
+            """
+            done: list[float] = []
+
+            def arrived(_: Tensor) -> None:
+                done.append(time.perf_counter())
+
+            state = self.merged._merged_state_dict.values()
+            hooks = [tensor.register_hook(arrived) for tensor in state if tensor.requires_grad]
+            began = time.perf_counter()
+            super().backward(loss, **options)
+            clock.spent["encoder"] += done[0] - began
+            for hook in hooks:
+                hook.remove()
+
+        def log_dict(self, metrics: dict, step: int | None = None) -> None:
+            """Called at the end of every step."""
+            clock.stop()
+
+    concrete = case["method"] == CONCRETE
+    fabric = Timed(accelerator="cpu", devices=1)
+
+    class Watched(ConcreteLayerWiseAdaMergingForCLIP if concrete else CLIPLayerWiseAdaMergingAlgorithm):
+        def compute_logits(self, module: nn.Module, images: Tensor, task: str) -> Tensor:
+            with clock("encoder"):
+                return super().compute_logits(module, images, task)
+
+    side, levels = MODELS[case["model"]][0], 2 if concrete else 1
+
+    def batches() -> Iterator[Tensor]:
+        for number in range(levels * (clock.warm_up + case["steps"])):
+            with clock("loading"):
+                pixels = torch.randn(1 if number < levels * clock.warm_up else case["batch"], 3, side, side)
+            yield pixels
+
+    pretrained = Tower(encoder_of(case["model"]))
+    experts = []
+    for _ in range(case["tasks"]):
+        experts.append(deepcopy(pretrained))
+        with torch.no_grad():
+            for own, base in zip(experts[-1].parameters(), pretrained.parameters(), strict=True):
+                own.normal_(std=1e-3).add_(base)
+    given = pretrained, experts, heads_of(case), [batches() for _ in experts], fabric
+    algorithm = prepare(Watched, *given, max_steps=clock.warm_up + case["steps"])
+    del given, pretrained, experts
+    if concrete:
+        fabric.merged, mask_model = algorithm.setup_models()
+        clock.start()
+        algorithm.train_mask(fabric.merged, mask_model)
+    else:
+        fabric.merged = algorithm.construct_layer_wise_merged_model(algorithm.modelpool)
+        clock.start()
+        algorithm.test_time_adaptation(fabric.merged)
+
+
+def run_case(case: dict) -> dict:
+    """Run one case in this process."""
+    torch.manual_seed(0)
+    clock = Clock(case["warm_up"])
+    (ours if case["who"] == OURS else fusion_bench)(case, clock)
+    result = clock.result()
+    total = result["seconds_per_step"] * PAPER_STEPS[case["method"]]
+    return result | {"peak_gb": peak_resident() / 1e9, "extrapolated_seconds": total}
+
+
+def cases(quick: bool, steps: int) -> list[dict]:
+    """Pairs of cases, ours and FusionBench's, one after the other."""
+    tiny, full = {"steps": 2 if quick else 20, "warm_up": 1 if quick else 3}, {"steps": steps, "warm_up": 1}
+    return [
+        {"model": model, "method": method, "tasks": 8, "batch": 2 if quick else 16, **length}
+        for model, length in (("tiny CLIP", tiny), *([] if quick else [("ViT-B/32", full)]))
+        for method in (CONCRETE, PLAIN)
+    ]
+
+
+def measure(case: dict) -> list[dict]:
+    """Ours and FusionBench's row of a case; with fewer tasks for both if FusionBench needs too much memory."""
+    rows = []
+    for who in (PEER, OURS):
+        result = in_own_process("benchmarks.adaptation", case | {"who": who})
+        name = f"{case['model']:10s} {case['method']:40s} {case['tasks']} tasks  {who:12s}"
+        if isinstance(result, str):
+            print(f"{name} failed: {result}", flush=True)
+            return measure(case | {"tasks": case["tasks"] // 2}) if who == PEER and case["tasks"] > 2 else []
+        print(
+            f"{name} {result['seconds_per_step']:8.3f} s = encoder {result['encoder_seconds']:8.3f}"
+            f" + other {result['other_seconds']:8.4f}  {result['peak_gb']:5.2f} GB",
+            flush=True,
+        )
+        rows.append(case | {"who": who} | result)
+    peer, own = rows
+    other, whole = (peer[key] / own[key] for key in ("other_seconds", "seconds_per_step"))
+    print(f"{'':10s} speed-up: {other:.1f} without the encoder, {whole:.2f} with it", flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure every case and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny CLIP, two steps, small batches; writes nothing")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps with ViT-B/32")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print("\n" + json.dumps(run_case(json.loads(options.case))))
+        return
+    import pandas as pd
+
+    from lib.store import save_table
+
+    about = machine()
+    print(f"One step on {about['machine']}, {about['threads']} threads", flush=True)
+    rows = [row for case in cases(options.quick, options.steps) for row in measure(case)]
+    if not options.quick:
+        table = pd.DataFrame([row | about for row in rows]).drop(columns="warm_up")
+        print(f"Written to {save_table(table, TABLE).relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Result tables: gathering, spread over seeds, the claimed ordering, the committed live run against the full one."""
+
+import pandas as pd
+import pytest
+
+from lib.evaluation import (
+    TABLES,
+    compare_with_full,
+    gather,
+    kept,
+    main_table,
+    ordering,
+    paired_difference,
+    with_spread,
+)
+from lib.study import ROOT, load_seeds
+
+
+def scores(by_method, tasks=("a", "b"), split="test"):
+    """A table from method -> accuracy by seed; task "b" is 0.1 better than "a", the mean is what is given."""
+    return pd.DataFrame(
+        {
+            "method": method,
+            "task": task,
+            "split": split,
+            "seed": seed,
+            "accuracy": value + 0.1 * number - 0.05 * (len(tasks) - 1),
+            "loss": 1.0,
+            "n": 10,
+        }
+        for method, by_seed in by_method.items()
+        for seed, value in dict(enumerate(by_seed) if isinstance(by_seed, tuple) else by_seed).items()
+        for number, task in enumerate(tasks)
+    )
+
+
+FULL = scores(
+    {
+        "Zero-shot": (0.5, 0.5, 0.5),
+        "Task Arithmetic": (0.60, 0.62, 0.64),
+        "Concrete Task Arithmetic": (0.61, 0.61, 0.67),
+        "AdaMerging (layer-wise)": (0.70, 0.71, 0.72),
+        "Concrete AdaMerging (layer-wise)": (0.69, 0.70, 0.70),
+        "Experts": (0.9, 0.9, 0.9),
+    }
+)
+
+
+def test_gather_takes_every_method_once_from_the_first_table_that_has_it():
+    cross = scores({"pre-trained": (0.4,), "a": (0.9,), "b": (0.8,)})
+    tables = {
+        "cross_evaluation": cross,
+        "fusion": scores({"Task Arithmetic": (0.6,), "DARE": (0.5,)}),
+        "concrete_task_arithmetic": scores(
+            {"Task Arithmetic": (0.1,), "Concrete Task Arithmetic": (0.65,), "Shuffled mask (control)": (0.2,)}
+        ),
+        "concrete_adamerging": scores({"Concrete AdaMerging (layer-wise)": (0.7,), "Hard mask (control)": (0.3,)}),
+    }
+    results = gather({0: tables})
+    methods = list(results["method"].unique())
+    assert methods == [
+        "Zero-shot", "Task Arithmetic", "DARE", "Concrete Task Arithmetic", "Concrete AdaMerging (layer-wise)",
+        "Experts",
+    ]  # fmt: skip
+    assert results.groupby(["method", "task"]).size().eq(1).all()
+    mean = results.groupby("method")["accuracy"].mean()
+    assert mean["Task Arithmetic"] == pytest.approx(0.6)
+    assert mean["Experts"] == pytest.approx((0.9 - 0.05 + 0.8 + 0.05) / 2)  # each on its own task
+    assert set(tables) < set(TABLES)
+
+
+def test_spread_and_share_of_the_experts():
+    printed = with_spread(FULL)
+    assert printed.loc["Task Arithmetic"].to_dict() == {"a": "57.0 ± 2.0", "b": "67.0 ± 2.0", "mean": "62.0 ± 2.0"}
+    assert with_spread(FULL[FULL["seed"] == 0]).loc["Task Arithmetic", "mean"] == "60.0"
+    assert list(printed.index) == list(FULL["method"].unique())
+    assert main_table(FULL).loc["Task Arithmetic", ["mean", "std"]].tolist() == [62.0, 2.0]
+    shares = kept(FULL)
+    assert shares.loc["AdaMerging (layer-wise)"].tolist() == [78.9, 1.1]
+    assert shares.loc["Experts"].tolist() == [100, 0]
+
+
+def test_the_ordering_is_judged_within_seeds():
+    chain = list(FULL["method"].unique())[:-1]
+    table = ordering(FULL, chain)
+    assert table["claim"].iloc[0] == "Zero-shot < Task Arithmetic"
+    assert table["verdict"].tolist() == ["holds", "within noise", "holds", "against the paper"]
+    # A gain of one point in every seed is evidence, however far apart the seeds are.
+    shifted = scores({"one": (0.3, 0.5, 0.8), "two": (0.31, 0.51, 0.81)})
+    assert ordering(shifted, ["one", "two"])["verdict"].tolist() == ["holds"]
+    assert ordering(shifted, ["two", "one"])["verdict"].tolist() == ["against the paper"]
+    alone = ordering(FULL[FULL["seed"] == 0], chain)
+    assert set(alone["verdict"]) == {"unknown"}
+    assert paired_difference(FULL, [(chain[1], chain[0])]).loc["Task Arithmetic - Zero-shot", "seeds"] == 3
+    with pytest.raises(ValueError, match="no scores of method 'TSV-M'; there are those of Zero-shot, Task Arithmetic"):
+        ordering(FULL, ["Zero-shot", "TSV-M"])
+
+
+def test_a_live_run_is_held_against_the_same_seed_or_the_mean():
+    live = {"Zero-shot": {1: 0.5}, "Task Arithmetic": {1: 0.624}, "Concrete Task Arithmetic": {1: 0.595},
+            "Only here": {1: 0.1}}  # fmt: skip
+    table = compare_with_full(scores(live), FULL)
+    assert list(table.index) == ["Zero-shot", "Task Arithmetic", "Concrete Task Arithmetic"]
+    assert table["within"].all()
+    assert table["against"].tolist() == ["same seed", "same seed", "mean"]
+    assert table["difference"].tolist() == pytest.approx([0, 0.4, -3.5])
+    worse = scores(live | {"Task Arithmetic": {1: 0.626}, "Concrete Task Arithmetic": {1: 0.589}})
+    assert compare_with_full(worse, FULL)["within"].tolist() == [True, False, False]
+    other = compare_with_full(scores({"Task Arithmetic": {7: 0.65}}), FULL)  # a seed that the full run does not have
+    assert other[["against", "tolerance", "within"]].iloc[0].tolist() == ["mean", 4.0, True]
+    with pytest.raises(ValueError, match="must be one seed, its table has seeds 0, 1, 2"):
+        compare_with_full(FULL, FULL)
+
+
+def test_the_committed_live_seed_agrees_with_the_committed_full_run():
+    """What `make study` gives in minutes must tell the same story as what `make reproduce` gives in hours."""
+    results = ROOT / "data" / "results"
+    if not (results / "tiny-full").is_dir():
+        pytest.skip("there is no full run yet (data/results/tiny-full): `make reproduce` makes it")
+    full, live = (load_seeds(results / profile, *TABLES) for profile in ("tiny-full", "tiny"))
+    assert set(full) >= {0, 1, 2}, "the committed full run has lost a table of a seed"
+    assert 0 in live, "the committed live run has lost a table"
+    here, there = gather({0: live[0]}), gather(full)
+    assert set(here["method"]) == set(there["method"])
+    table = compare_with_full(here, there)
+    assert table["within"].all(), f"outside the tolerance:\n{table[~table['within'].astype(bool)]}"
