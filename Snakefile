@@ -27,7 +27,7 @@ NOTEBOOKS = {
     ),
     "08_when_adaptation_fails": (["02_task_vectors"], ["failures", "objectives"]),
     "10_ablation_temperature": (["02_task_vectors"], ["temperature", "gradient_noise", "temperature_curve"]),
-    "11_ablation_task_count": (["02_task_vectors"], ["task_count", "step_cost"]),
+    "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
     "90_results": (

@@ -6,8 +6,10 @@ forward and backward pass, step of the logits. An adaptation step is: merge, for
 
 A step's time is split in two. The encoder's forward and backward passes, down to the gradient of the merged
 parameters, nobody can avoid; here all tasks go through it as one batch, in FusionBench one task after the other. The
-rest is merging and its gradient, sampling and the optimisers. Loading images counts for neither side. Every case runs
-in a process of its own; one that memory does not suffice for is tried again with fewer tasks, and so is ours beside it.
+rest is merging and its gradient, sampling and the optimisers. Loading images counts for neither side. Ours runs once
+more in a variant: on the tiny model with merging compiled, which by default it is only on large ones; on the large
+model with the encoder in bfloat16. Every case runs in a process of its own; where memory does not suffice for
+FusionBench, both sides get half as many tasks, and the table says so.
 
 Writes data/benchmarks/adaptation.csv. `extrapolated_seconds` is for as many steps as in the paper: 2000 for the mask,
 1000 of adaptation.
@@ -33,6 +35,8 @@ CONCRETE, PLAIN = "Concrete AdaMerging, learning the mask", "AdaMerging"
 PAPER_STEPS = {CONCRETE: 2000, PLAIN: 1000}
 OURS, PEER = "this study", "FusionBench"
 CLASSES = (397, 196, 45, 10, 10, 43, 10, 47)  # of the paper's eight tasks
+BF16, COMPILED = "bf16 encoder", "compiled merging"
+VARIANTS = {"tiny CLIP": COMPILED, "ViT-B/32": BF16}
 MODELS = {"tiny CLIP": (32, 96), "ViT-B/32": (224, 512)}  # side of the images, width of the features
 
 
@@ -101,8 +105,9 @@ def ours(case: dict, clock: Clock) -> None:
         row.normal_(std=1e-3).mul_(inside)
     side, concrete = MODELS[case["model"]][0], case["method"] == CONCRETE
     images = [torch.randint(0, 256, (2 * case["batch"], 3, side, side), dtype=torch.uint8) for _ in vectors]
-    given = model, heads_of(case), images, Preprocess((0.5,) * 3, (0.25,) * 3), Runtime()
-    first, later = (PredictionObjective(*given, batch=size, seed=0) for size in (1, case["batch"]))
+    given = model, heads_of(case), images, Preprocess((0.5,) * 3, (0.25,) * 3)
+    runtime = Runtime("cpu", "bf16" if case["variant"] == BF16 else "fp32")
+    first, later = (PredictionObjective(*given, runtime, batch=size, seed=0) for size in (1, case["batch"]))
 
     def objective_at(number: int):  # noqa: ANN202 - an Objective
         step = number // 2 if concrete else number
@@ -121,9 +126,10 @@ def ours(case: dict, clock: Clock) -> None:
 
     point = theta0, vectors, model.layout
     steps = clock.warm_up + case["steps"]
-    rate = 1.0 if concrete else 1e-3
+    options = {"learning_rate": 1.0 if concrete else 1e-3, "learn_mask": concrete}
+    backend = "compiled" if case["variant"] == COMPILED else "auto"
     clock.start()
-    adapt(objective_at, *point, steps=steps, learn_mask=concrete, learning_rate=rate, watch=watch)
+    adapt(objective_at, *point, steps=steps, watch=watch, backend=backend, **options)
 
 
 def fusion_bench(case: dict, clock: Clock) -> None:
@@ -216,23 +222,26 @@ def cases(quick: bool, steps: int) -> list[dict]:
 
 
 def measure(case: dict) -> list[dict]:
-    """Ours and FusionBench's row of a case; with fewer tasks for both if FusionBench needs too much memory."""
+    """A row of each side; with fewer tasks for all if FusionBench needs too much memory."""
     rows = []
-    for who in (PEER, OURS):
-        result = in_own_process("benchmarks.adaptation", case | {"who": who})
-        name = f"{case['model']:10s} {case['method']:40s} {case['tasks']} tasks  {who:12s}"
+    for who, variant in ((PEER, ""), (OURS, ""), (OURS, VARIANTS[case["model"]])):
+        row = case | {"who": who, "variant": variant}
+        result = in_own_process("benchmarks.adaptation", row)
+        name = f"{case['model']:9s} {case['method']:38s}  T = {case['tasks']}  {who} {variant}"
         if isinstance(result, str):
-            print(f"{name} failed: {result}", flush=True)
-            return measure(case | {"tasks": case["tasks"] // 2}) if who == PEER and case["tasks"] > 2 else []
+            print(f"{name:86s} failed: {result}", flush=True)
+            if who == PEER and case["tasks"] > 2:
+                return measure(case | {"tasks": case["tasks"] // 2})
+            continue
+        rows.append(row | result)
         print(
-            f"{name} {result['seconds_per_step']:8.3f} s = encoder {result['encoder_seconds']:8.3f}"
+            f"{name:86s} {result['seconds_per_step']:8.3f} s = encoder {result['encoder_seconds']:8.3f}"
             f" + other {result['other_seconds']:8.4f}  {result['peak_gb']:5.2f} GB",
             flush=True,
         )
-        rows.append(case | {"who": who} | result)
-    peer, own = rows
-    other, whole = (peer[key] / own[key] for key in ("other_seconds", "seconds_per_step"))
-    print(f"{'':10s} speed-up: {other:.1f} without the encoder, {whole:.2f} with it", flush=True)
+        if who == OURS and rows[0]["who"] == PEER:
+            other, whole = (rows[0][key] / result[key] for key in ("other_seconds", "seconds_per_step"))
+            print(f"{'':86s} {other:.1f} times faster without the encoder, {whole:.2f} with it", flush=True)
     return rows
 
 
@@ -240,7 +249,7 @@ def main() -> None:
     """Measure every case and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny CLIP, two steps, small batches; writes nothing")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps with ViT-B/32")
+    parser.add_argument("--steps", type=int, default=1, help="measured steps with ViT-B/32 (a minute each)")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:

@@ -58,8 +58,10 @@ def in_own_process(module: str, case: dict, *options: str) -> dict | str:
         if score.exists():
             score.write_text("1000")
         output, errors = process.communicate()
+    if process.returncode < 0:
+        return f"stopped by signal {-process.returncode}" + " (out of memory?)" * (process.returncode == -9)
     if process.returncode:
-        return (errors.strip().splitlines() or [""])[-1][:150] or f"stopped by signal {-process.returncode}"
+        return (errors.strip().splitlines() or ["no message"])[-1][:150]
     return json.loads(output.strip().splitlines()[-1])
 
 

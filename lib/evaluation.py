@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
+from pandas.api.typing import DataFrameGroupBy
 from torch import Tensor
 
 from lib.device import Runtime
@@ -149,13 +150,17 @@ def main_table(results: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(std=by_seed.groupby("method").std().round(2), **{"adapted on": seen.round(1)})
 
 
+def plus_minus(groups: DataFrameGroupBy) -> pd.DataFrame:
+    """Every group of percentages as text, "mean ± std" with one decimal; the mean alone where a group is one row."""
+    spread = groups.std().map(lambda std: "" if pd.isna(std) else f" ± {std:.1f}")
+    return groups.mean().map("{:.1f}".format) + spread
+
+
 def with_spread(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Methods by tasks and their mean as text, "mean ± std" in percent over seeds (with one seed the number alone)."""
     by_task = results[results["split"] == split].groupby(["method", "task", "seed"], sort=False)["accuracy"].mean()
     wide = 100 * by_task.unstack("task")[list(results["task"].unique())]
-    wide = wide.assign(mean=wide.mean(axis=1)).groupby("method", sort=False)
-    printed = wide.mean().map("{:.1f}".format)
-    return printed if results["seed"].nunique() == 1 else printed + wide.std().map(" ± {:.1f}".format)
+    return plus_minus(wide.assign(mean=wide.mean(axis=1)).groupby("method", sort=False))
 
 
 def kept(results: pd.DataFrame) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 # Methods by the kind of idea, each kind from the simplest to the strongest: the order of tables and figures, and each
 # one's colour in the colour-blind-safe palette. Methods that appear together as curves have colours of their own.
-GREY, BLUE, GREEN, ORANGE, RED, PURPLE, BROWN, PINK = 7, 0, 2, 1, 3, 4, 5, 6
+GREY, BLUE, GREEN, ORANGE, RED, PURPLE, BROWN, PINK, SKY = 7, 0, 2, 1, 3, 4, 5, 6, 9
 COLOURS = {
     "Zero-shot": GREY,
     "Weight averaging": BLUE,
@@ -34,7 +34,10 @@ COLOURS = {
     "Concrete Task Arithmetic": RED,
     "AdaMerging (task-wise)": PURPLE,
     "AdaMerging (layer-wise)": BROWN,
+    "Concrete AdaMerging (task-wise)": SKY,
     "Concrete AdaMerging (layer-wise)": PINK,
+    "AdaMerging (layer-wise), IM": BROWN,
+    "Concrete AdaMerging (layer-wise), IM": PINK,
     "Experts": GREY,
 }
 ORDER = tuple(COLOURS)

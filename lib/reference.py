@@ -30,7 +30,7 @@ def published(*, lineage: str, model: str, experiment: str, path: Path = PUBLISH
     All three must be named: two lineages in one table would compare experts instead of methods.
 
     Args:
-        lineage: "task-vectors" (the paper's) or "hugging-face", see `data/reference/README.md`.
+        lineage: "task-vectors" (the paper's), "hugging-face" or "unstated", see `data/reference/README.md`.
         model: "ViT-B/32" or "ViT-L/14".
         experiment: "eight tasks", "unseen tasks A", "unseen tasks B" or "robustness".
         path: the table.
@@ -86,9 +86,14 @@ def beside_published(
         Rows (method, seed, here, published, lineage, model), in the published order: mean held-out accuracy divided by
         the experts' mean, and the published mean divided by the published experts', both in percent. A method without
         a score here or there is left out, and so are the experts themselves.
+
+    Raises:
+        ValueError: if no experts are published on that lineage, or an unknown one is asked for.
     """
     there = published(lineage=lineage, model=model, experiment="eight tasks", path=path)
     there = there[there["task"] == "mean"].set_index("method")["score"]
+    if "Experts" not in there:
+        raise ValueError(f"no published experts of lineage '{lineage}', {model}: a share of them cannot be taken")
     by_seed = results[results["split"] == "test"].groupby(["method", "seed"])["accuracy"].mean().unstack("seed")
     kept = 100 * by_seed / by_seed.loc["Experts"]
     rows = [

@@ -73,7 +73,7 @@ def test_similar_tasks_by_rising_cosine(seeds):
     table["normalised"] = 0.7 + 0.1 * (table["subset"] == "most alike")
     (axes,) = generalisation.similar_tasks(table).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == [
-        "least alike\n(mean cosine 0.10)", "most alike\n(mean cosine 0.30)",
+        "least alike\n(mean cosine 0.100)", "most alike\n(mean cosine 0.300)",
     ]  # fmt: skip
     assert dots(axes, "y") == pytest.approx([70, 80] * len(METHODS))
 

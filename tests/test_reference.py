@@ -20,7 +20,7 @@ ODD = {
 def test_every_row_says_what_it_is_and_where_it_was_read():
     assert not TABLE.isna().any(axis=None)
     assert not TABLE.duplicated(["lineage", "model", "experiment", "corruption", "method", "task"]).any()
-    assert set(TABLE["lineage"]) == {"task-vectors", "hugging-face"}
+    assert set(TABLE["lineage"]) == {"task-vectors", "hugging-face", "unstated"}
     assert TABLE["source"].str.contains("arXiv:").all()
     assert TABLE["score"].between(0, 100).all()
     assert set(TABLE["task"]) == {*PLACES, "mean", "mean seen", "mean unseen"}
@@ -110,3 +110,15 @@ def test_shares_of_the_experts_stand_beside_each_other():
     assert table["here"].tolist() == pytest.approx([25, 100 / 3, 50, 100])
     assert table["published"].iloc[-1] == pytest.approx(100 * 69.0 / 90.5)
     assert set(table["lineage"]) == {"task-vectors"}
+    with pytest.raises(ValueError, match="no published experts of lineage 'unstated'"):
+        beside_published(results, lineage="unstated")
+
+
+def test_no_method_is_above_the_experts_of_its_lineage():
+    """Such a score would be of other checkpoints: what happened when lineages were mixed."""
+    means = TABLE[(TABLE["experiment"] == "eight tasks") & (TABLE["task"] == "mean")]
+    for lineage, model in {*zip(means["lineage"], means["model"], strict=True)} - {
+        ("unstated", m) for m in means["model"]
+    }:
+        rows = means[(means["lineage"] == lineage) & (means["model"] == model)].set_index("method")["score"]
+        assert rows.drop("Experts").max() < rows["Experts"], (lineage, model)

@@ -25,6 +25,7 @@ from lib.figures.experts import (
     probe,
     similarity,
 )
+from lib.figures.failures import objectives
 from lib.figures.generalisation import against_the_paper, corruptions, similar_tasks, unseen_tasks
 from lib.figures.mask import (
     convergence,
@@ -45,6 +46,7 @@ from lib.figures.merging import (
     results,
     scaling,
 )
+from lib.figures.protocol import hypergradient, protocol
 from lib.store import atomic_path, load_table
 from lib.study import ROOT, all_seeds, seed_folders
 
@@ -59,6 +61,7 @@ FIGURES: dict[str, Callable[[Table], Figure]] = {
         masked_experts, phases, concrete_coefficients, concrete_adamerging, density, mask_agreement, results,
         unseen_tasks, corruptions, similar_tasks, against_the_paper,
         temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
+        objectives, protocol, hypergradient,
     )
 }  # fmt: skip
 
@@ -67,8 +70,8 @@ FIGURES: dict[str, Callable[[Table], Figure]] = {
 ALL_SEEDS = (
     "adaptation_curve", "coefficients", "adaptation", "mask_curve", "concrete_task_arithmetic", "masked_experts",
     "phases", "concrete_coefficients", "concrete_adamerging", "density", "mask_agreement", "failures", "objectives",
-    "temperature", "gradient_noise", "temperature_curve", "task_count", "step_cost", "protocol", "hypergradient",
-    "unseen_tasks", "corruptions", "similar_tasks", "results", "against_the_paper",
+    "temperature", "gradient_noise", "temperature_curve", "task_count", "mask_gain", "step_cost", "protocol",
+    "hypergradient", "unseen_tasks", "corruptions", "similar_tasks", "results", "against_the_paper",
 )  # fmt: skip
 
 

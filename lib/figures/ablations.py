@@ -86,8 +86,7 @@ def temperature(table: Table) -> Figure:
         rows = spread(wide.assign(gap=wide["expected"] - wide[kind]), "temperature", "gap")
         _bars(right, rows, factor=100, color=f"C{number}", marker=MARKERS[kind], label=f"expected - {kind}")
     right.axhline(0, color="0.5", lw=1)
-    percent_axis(right, "y", "accuracy lost (points, within a seed)")
-    right.set_title("The gap between soft and hard")
+    right.set(ylabel="accuracy lost (points, within a seed)", title="The gap between soft and hard")
     right.legend(frameon=False)
     for axes in (left, middle, right):
         _temperature_axis(axes, masked["temperature"])
@@ -107,9 +106,8 @@ def gradient_noise(table: Table) -> Figure:
     ):
         _bars(axes, spread(table, "temperature", measured), factor=factor, color="C0", marker="o", label="measured")
         line = factor * table.groupby("temperature")[theory].mean()
-        axes.plot(
-            line.index, line, color="C1", ls="--", marker="s", mfc="none", label="theory, slope of the mask alone"
-        )
+        style = {"color": "C1", "ls": "--", "marker": "s", "ms": 9, "mfc": "none"}
+        axes.plot(line.index, line, label="theory, slope of the mask alone", **style)
         _temperature_axis(axes, table["temperature"])
     left.set(yscale="log", ylabel="variance / squared mean", title=f"Noise of the gradient ({_seeds(table)})")
     right.set(title="Entries whose slope is over 1 % of the largest", ylim=(0, 105))
@@ -162,7 +160,7 @@ def task_count(table: Table) -> Figure:
     percent_axis(axes, "y", "held-out accuracy, % of the experts'")
     axes.set(xlabel="number of merged tasks", xticks=sorted(table["count"].unique()))
     groups = table.groupby(["count", "subset", "seed"]).ngroups
-    axes.set_title(f"Interference grows with the number of tasks ({groups} subsets, {_seeds(table)})")
+    axes.set_title(f"What is left of the experts ({groups} subsets, {_seeds(table)})")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -179,10 +177,11 @@ def mask_gain(table: Table) -> Figure:
         factor = 100 if "%" in label else 1
         for number, (method, rows) in enumerate(table.groupby("method", sort=False)):
             style = {"color": colours[method], "marker": "os"[number % 2], "alpha": 0.75, "label": method}
-            axes.scatter(factor * rows[measure], 100 * rows["gain"], s=12 * rows["count"], **style)
+            axes.scatter(factor * rows[measure], 100 * rows["gain"], s=7 * rows["count"], ec="white", lw=0.4, **style)
         axes.axhline(0, color="0.5", lw=1)
         axes.set_xlabel(label)
-    percent_axis(panels[0], "y", "gain by the mask (points)")
+        axes.sharey(panels[0])
+    panels[0].set_ylabel("gain by the mask (points)")
     panels[1].set_title(f"Gain against interference; larger marks: more tasks ({_seeds(table)})")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
@@ -201,6 +200,6 @@ def step_cost(table: Table) -> Figure:
         _bars(axes, rows, color=f"C{number}", marker="os"[number], label=label)
     axes.set(xlabel="number of merged tasks", ylabel="milliseconds per step", xticks=np.unique(table["count"]))
     axes.set_ylim(bottom=0)
-    axes.set_title(f"Only the encoder's batch grows with the tasks ({_seeds(table)})")
+    axes.set_title(f"One step of Concrete Task Arithmetic ({_seeds(table)})")
     axes.legend(frameon=False, loc="upper left")
     return figure

@@ -94,7 +94,7 @@ def phases(table: Table) -> Figure:
         upper, lower = panels[:, column]
         rows = table[table["phase"] == phase]
         _accuracies(upper, rows, methods)
-        _losses(lower, rows, methods)
+        _losses(lower, rows[~rows["method"].str.contains(", IM")], methods)  # another objective, another scale
         upper.set_title(title)
         lower.set_xlabel("optimiser steps of this phase")
     for left, right in panels:
@@ -115,8 +115,10 @@ def colours_of(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
 
 
 def line_style(method: str) -> str:
-    """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted."""
-    return ":" if method.endswith("(control)") else "--" if "task-wise" in method else "-"
+    """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted; with another objective dash-dotted."""
+    if method.endswith("(control)"):
+        return ":"
+    return "-." if method.endswith(", IM") else "--" if "task-wise" in method else "-"
 
 
 def _band(axes: Axes, rows: Table, column: str, scale: float, smooth: int, **style: object) -> None:
@@ -134,7 +136,14 @@ def _each(axes: Axes, table: Table, methods: Iterable[str], column: str, scale: 
     for method in methods:
         rows = table[table["method"] == method]
         if len(rows):
-            style = {"color": colours[method], "ls": line_style(method), "marker": mark, "ms": 4, "label": method}
+            style = {
+                "color": colours[method],
+                "ls": line_style(method),
+                "marker": mark,
+                "ms": 4,
+                "lw": 1.8,
+                "label": method,
+            }
             _band(axes, rows, column, scale, smooth, **style)
 
 

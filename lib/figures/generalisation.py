@@ -49,7 +49,7 @@ def _side_by_side(axes: Axes, table: Table, groups: Sequence[str], by: str, colu
 def unseen_tasks(table: Table) -> Figure:
     """Held-out accuracy on the tasks that were merged and on those that were not; a panel row per experiment."""
     experiments, methods = list(table["experiment"].unique()), _in_order(list(table["method"].unique()))
-    figure, panels = new_figure(10, (0.38 * len(methods) + 1.1) * len(experiments), len(experiments), 2)
+    figure, panels = new_figure(11, (0.38 * len(methods) + 1.1) * len(experiments), len(experiments), 2)
     colours = method_colours(methods)
     for row, experiment in zip(np.atleast_2d(panels), experiments, strict=True):
         for axes, seen in zip(row, (True, False), strict=True):
@@ -89,7 +89,7 @@ def similar_tasks(table: Table) -> Figure:
     figure, axes = new_figure(4.5 + 1.5 * len(subsets), 3.8)
     _side_by_side(axes, table, subsets, "subset", "normalised")
     cosine = table.groupby("subset")["cosine"].mean()
-    axes.set_xticks(range(len(subsets)), [f"{subset}\n(mean cosine {cosine[subset]:.2f})" for subset in subsets])
+    axes.set_xticks(range(len(subsets)), [f"{subset}\n(mean cosine {cosine[subset]:.3f})" for subset in subsets])
     percent_axis(axes, "y", "share of the experts'\nmean accuracy (%)")
     axes.axhline(100, color="0.6", lw=1, ls="--")
     axes.set_title("Sets of tasks by the similarity of their task vectors")

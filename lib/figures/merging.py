@@ -38,18 +38,20 @@ def baselines(table: Table) -> Figure:
 def coefficients(table: Table) -> Figure:
     """Merging coefficients after adaptation, mean over seeds, tasks by layers, one panel per method."""
     methods = list(table["method"].unique())
+    means = table.groupby(["method", "task", "position"])["coefficient"].mean()
+    scale = {"cmap": "vlag", "center": 0.3, "vmin": means.min(), "vmax": means.max()}  # one for all panels
     figure, panels = new_figure(11, 2.5 * len(methods) + 0.4, rows=len(methods))
     for axes, method in zip(np.atleast_1d(panels), methods, strict=True):
         rows = table[table["method"] == method]
         wide = rows.pivot_table(index="task", columns="position", values="coefficient", sort=False)
-        heat_map(axes, wide, "coefficient", cmap="vlag", center=0.3)
+        heat_map(axes, wide, "coefficient", **scale)
         axes.set(xlabel="layer, from the image to the embedding", ylabel="", title=method)
         axes.set_xticks(np.arange(0, wide.shape[1], 10) + 0.5, np.arange(0, wide.shape[1], 10), rotation=0)
     return figure
 
 
 def concrete_coefficients(table: Table) -> Figure:
-    """The same for Concrete AdaMerging, beside AdaMerging without a mask."""
+    """Layer-wise coefficients inside the learned mask, mean over seeds, beside those of AdaMerging without a mask."""
     return coefficients(table)
 
 
