@@ -120,7 +120,7 @@ FULL = {
     "mask_steps": 500,
     "adaptation_steps": 300,
     "evaluate_every": 50,
-    "ablation_steps": 80,
+    "ablation_steps": 60,
     "ablation_grid": "whole",
 }
 

@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from lib import publish
 from lib.run_notebook import NotebookStopped, Report, main, run_notebook, typed
+from lib.study import ROOT
 
 
 @pytest.fixture
@@ -126,17 +128,22 @@ def test_publishing_refuses_a_run_of_other_code(tmp_path):
         publish.publish(tmp_path / "runs", tmp_path / "notebooks")
 
 
-def test_the_graph_of_the_study(tmp_path):
-    """The Snakefile plans every notebook of its table once, with no results there yet."""
-    text = (Path(__file__).resolve().parents[1] / "Snakefile").read_text()
+@pytest.mark.parametrize("seeds", ["3", "0 1 2"])
+def test_the_graph_of_the_study(tmp_path, seeds):
+    """The Snakefile plans every notebook of its table once per seed (some once for all), with no results there yet."""
+    text = (ROOT / "Snakefile").read_text()
     (tmp_path / "Snakefile").write_text(text)
     (tmp_path / "notebooks").mkdir()
-    names = [line.split('"')[1] for line in text.splitlines() if line.startswith('    "') and '": ([' in line]
-    assert len(names) >= 7
+    names = re.findall(r'^    "(\d\d_\w+)": \(', text, re.MULTILINE)
+    once = re.findall(r'"(\d\d_\w+)"', text.split("ONCE = ")[1].split("\n")[0])
+    assert sorted(names) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+    assert set(once) < set(names)
     for name in names:
         nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "notebooks" / f"{name}.ipynb")
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", "params=mask_steps=50"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*command, f"seeds={seeds}"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     shown = (run.stdout + run.stderr).splitlines()
     planned = [line.split()[1].rstrip(":") for line in shown if line.startswith(("rule ", "localrule "))]
-    assert sorted(planned) == sorted([*names, "figures", "all"]), run.stderr
+    first, *more = seeds.split()
+    wanted = [f"{name}_seed{seed}" for name in names for seed in ([first] if name in once else [first, *more])]
+    assert sorted(planned) == sorted([*(wanted if more else names), "figures", "all"]), run.stderr

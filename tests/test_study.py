@@ -22,7 +22,7 @@ def test_defaults_and_overrides():
     [
         ({"profil": "tiny"}, "unknown parameter 'profil' .did you mean 'profile'.*known: .*mask_steps"),
         ({"sede": 1}, "unknown parameter 'sede' .did you mean 'seed'"),
-        ({"profile": "tny"}, "unknown profile 'tny' .did you mean 'tiny'.*known: tiny, tiny-real"),
+        ({"profile": "tny"}, "unknown profile 'tny' .did you mean 'tiny'.*known: tiny, tiny-full, tiny-real"),
         ({"profile": 3}, r"parameter 'profile' is 3 \(int\), expected str"),
         ({"seed": "one"}, r"parameter 'seed' is 'one' \(str\), expected int"),
         ({"seed": True}, r"parameter 'seed' is True \(bool\), expected int"),
@@ -30,6 +30,7 @@ def test_defaults_and_overrides():
         ({"mask_steps": 1.5}, r"parameter 'mask_steps' is 1.5 \(float\), expected int"),
         ({"temperature": 0}, "parameter 'temperature' is 0, expected a positive number"),
         ({"head": "none"}, "parameter 'head' is 'none'"),
+        ({"final_mask": "soft"}, "parameter 'final_mask' is 'soft', expected 'sample' or 'hard' or 'expected'"),
         ({"tasks": "scenes scenes"}, "none of them twice"),
         ({"device": "gpu"}, "unknown device 'gpu'; known: auto, cpu, cuda, mps"),
         ({"precision": "fp8"}, "unknown precision 'fp8'; known: auto, fp32, bf16"),

@@ -115,7 +115,7 @@ def colours_of(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
 
 
 def line_style(method: str) -> str:
-    """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted; with another objective dash-dotted."""
+    """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted, another objective dash-dotted."""
     if method.endswith("(control)"):
         return ":"
     return "-." if method.endswith(", IM") else "--" if "task-wise" in method else "-"
