@@ -32,10 +32,10 @@ NOTEBOOKS = {
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
     "90_results": (
         ["03_fusion_baselines", "05_test_time_adaptation", "06_concrete_task_arithmetic", "07_concrete_adamerging"],
-        ["results"],
+        ["results", "against_the_paper"],
     ),
 }
-ONCE = ("00_pretraining", "04_concrete_mask", "90_results")  # of several seeds, the first runs these for all
+ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
 
 PYTHON = shlex.quote(sys.executable)
 SEEDS = [int(seed) for seed in str(config.get("seeds", config.get("seed", 0))).split()] or [0]
@@ -135,12 +135,7 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
                 notebook if len(SEEDS) == 1 else f"{notebook}_seed{seed}"
             input:
                 source=ancient(f"notebooks/{notebook}.ipynb"),
-                # What gathers all seeds needs all of them.
-                needs=[
-                    executed(need, other)
-                    for need in needs
-                    for other in (seeds_of(need) if notebook == "90_results" else [seed])
-                ],
+                needs=[executed(need, seed) for need in needs],
             output:
                 executed=executed(notebook, seed),
                 # update(): a committed table stays until the notebook replaces it, and comes back if the notebook fails.
