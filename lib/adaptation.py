@@ -40,6 +40,7 @@ from lib.task_vectors import check_task_vectors
 
 VERSION = 3  # part of every artifact key; raise it when the loop's arithmetic changes
 LOOK_EVERY = 25  # steps between two looks for failure signatures
+PATIENCE = 100  # steps after which a loss that has not fallen is worth a warning: batches differ more than steps move
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def adapt(
     def recent_loss() -> str:
         return f"loss {curve[-1]['loss']:.3f}" if curve else ""
 
-    fresh, said = protocol.outer_sample == "fresh", set(signatures(curve))
+    fresh, said = protocol.outer_sample == "fresh", set(signatures(curve, PATIENCE))
     for step in progress(range(len(curve), steps), label, total=steps - len(curve), postfix=recent_loss):
         row: dict[str, float] = {"step": step}
         extra = None
@@ -209,7 +210,7 @@ def adapt(
             row |= evaluate(outcome())
         curve.append(row)
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
-            for name, sentence in signatures(curve).items():
+            for name, sentence in signatures(curve, PATIENCE).items():
                 if name not in said:
                     tqdm.write(f"{label}: {sentence}")
                     said.add(name)

@@ -11,7 +11,7 @@ FEWER = 0.85  # fall of the mean prediction's entropy, as a share of its start, 
 LEAST_STEPS = 20  # before that, noise looks like anything
 
 
-def signatures(curve: Sequence[Mapping[str, float]]) -> dict[str, str]:
+def signatures(curve: Sequence[Mapping[str, float]], patience: int = LEAST_STEPS) -> dict[str, str]:
     """What goes wrong, if anything, in a run so far.
 
     Args:
@@ -19,6 +19,7 @@ def signatures(curve: Sequence[Mapping[str, float]]) -> dict[str, str]:
             mean of the mask over a layer), `entropy` and `marginal_entropy` (of single and of mean predictions, as
             shares of their largest possible value), `accuracy` and `averaging` (of the merged model and of plain
             weight averaging on the same images).
+        patience: number of steps from which on a loss that does not fall counts as stuck.
 
     Returns:
         Name of a signature -> a sentence that says what is seen and what to try.
@@ -61,7 +62,7 @@ def signatures(curve: Sequence[Mapping[str, float]]) -> dict[str, str]:
             f"to {marginal[1]:.2f} of its maximum): predictions gather on few classes; try "
             "objective='information-maximisation', a smaller learning rate, or a better start"
         )
-    if loss[0] - loss[1] < loss[2]:
+    if len(curve) >= patience and loss[0] - loss[1] < loss[2]:
         found["stuck"] = (
             f"stuck: the loss has not fallen beyond its noise in {len(curve)} steps "
             f"({loss[0]:.3f} to {loss[1]:.3f}); raise the learning rate, or there is nothing to learn"

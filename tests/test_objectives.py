@@ -144,3 +144,4 @@ def test_each_signature_is_found_alone(name, columns):
 
 def test_few_steps_are_not_judged_by_their_noise():
     assert signatures(rows(10, loss=lambda k: 2 + noise(k))) == {}
+    assert signatures(rows(50, loss=lambda k: 2 + noise(k)), patience=100) == {}

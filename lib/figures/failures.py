@@ -68,7 +68,7 @@ def _start(axes: Axes, table: Table) -> None:
         axes.annotate(f"{scale:g}", (rows["start"].mean(), top), (0, 6), textcoords="offset points", ha="center")
     percent_axis(axes, "x", "accuracy at the start (%)")
     axes.set(ylabel=GAIN, title="Start, varied by the initial coefficient")
-    axes.margins(y=0.15)
+    axes.margins(x=0.08, y=0.15)
     axes.legend(frameon=False, fontsize=8, loc="best")
     _zero(axes)
 

@@ -100,6 +100,12 @@ class Peer:
                 setattr(self.algorithm, name, getattr(self.algorithm, name).to(self.world.problem.theta0))
         return self._typed(module), mask
 
+    def learn_mask(self) -> Tensor:
+        """Run FusionBench's loop and return the logits [D]."""
+        module, mask = self.models()
+        self.algorithm.train_mask(module, mask)
+        return flat(dict(mask.named_parameters()), self.world.layout)
+
     def merged(self) -> nn.Module:
         """The same without a mask, for AdaMerging."""
         name = "task_wise" if hasattr(self.algorithm, "construct_task_wise_merged_model") else "layer_wise"
@@ -201,19 +207,11 @@ def test_adamerging(world, granularity, clamp):
 @pytest.mark.parametrize("initial_logits", [0.0, 1.5])
 def test_concrete_task_arithmetic(world, initial_logits, monkeypatch):
     our_noise(monkeypatch, world)
-    peer = Peer(
-        ConcreteTaskArithmeticAlgorithmForCLIP,
-        world,
-        lr=MASK_RATE,
-        clamp_weights=False,
-        initial_logits=initial_logits,
-    )
-    module, mask = peer.models()
-    peer.algorithm.train_mask(module, mask)
+    peer = Peer(ConcreteTaskArithmeticAlgorithmForCLIP, world, lr=MASK_RATE, initial_logits=initial_logits)
+    expected = peer.learn_mask()
     watching, protocol = Watching(world), Protocol(initial_logits=initial_logits)
     options = {"coefficients": None, "learn_mask": True, "mask_learning_rate": MASK_RATE}
     found = ours(world, watching, protocol=protocol, **options)
-    expected = flat(dict(mask.named_parameters()), world.layout)
     inside = world.problem.inside
     moved = expected[inside] - initial_logits
     name = named("Concrete T. A.", clamp=False)
@@ -227,15 +225,14 @@ def test_concrete_adamerging_learns_the_mask(world, granularity, clamp, monkeypa
     """Both levels: FusionBench's inner gradient is that of the merge it made before it reset the coefficients."""
     our_noise(monkeypatch, world)
     peer = Peer(CONCRETE[granularity], world, lr=MASK_RATE, clamp_weights=clamp)
-    module, mask = peer.models()
-    peer.algorithm.train_mask(module, mask)
+    expected = peer.learn_mask()
     watching = Watching(world)
     protocol = Protocol(inner_gradient_at="previous", outer_sample="shared", moments="kept", clamp=clamp)
     options = {"coefficients": granularity, "learn_mask": True, "mask_learning_rate": MASK_RATE}
     found = ours(world, watching, learning_rate=INNER_RATE, protocol=protocol, **options)
     name = named(f"Concrete, {granularity}", clamp)
     same_path(name, watching, peer, 1e-11)
-    assert_same(*name, found.logits, flat(dict(mask.named_parameters()), world.layout), 1e-11)
+    assert_same(*name, found.logits, expected, 1e-11)
 
 
 @pytest.mark.parametrize("clamp", [False, True])
@@ -263,9 +260,8 @@ def test_adaptation_inside_a_mask(world, granularity, clamp, monkeypatch):
 def test_the_published_order_is_not_the_papers(world, monkeypatch):
     """The paper takes the inner gradient at the initial coefficients; the difference is far above any tolerance."""
     our_noise(monkeypatch, world)
-    peer = Peer(CONCRETE["layer"], world, lr=MASK_RATE, clamp_weights=False)
-    module, mask = peer.models()
-    peer.algorithm.train_mask(module, mask)
+    peer = Peer(CONCRETE["layer"], world, lr=MASK_RATE)
+    peer.learn_mask()
     watching = Watching(world)
     options = {"coefficients": "layer", "learn_mask": True, "mask_learning_rate": MASK_RATE}
     ours(world, watching, learning_rate=INNER_RATE, protocol=Protocol(inner_gradient_at="initial"), **options)
@@ -295,10 +291,8 @@ def test_concrete_adamerging_on_the_shipped_clip(monkeypatch):
     def peer_on(world: World) -> tuple[Peer, Tensor]:
         with monkeypatch.context() as patch:
             our_noise(patch, world)
-            peer = Peer(CONCRETE["layer"], world, clamp_weights=False, lr=1e-3, base_lr=1e-2)
-            module, mask = peer.models()
-            peer.algorithm.train_mask(module, mask)
-        return peer, flat(dict(mask.named_parameters()), world.layout)
+            peer = Peer(CONCRETE["layer"], world, lr=1e-3, base_lr=1e-2)
+            return peer, peer.learn_mask()
 
     options = {"coefficients": "layer", "learn_mask": True, "mask_learning_rate": 1e-3, "learning_rate": 1e-2}
     options["protocol"] = Protocol(inner_gradient_at="previous")
