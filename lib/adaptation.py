@@ -186,7 +186,10 @@ def adapt(
             objective = inner = objective_at(2 * step if learn_mask else step)  # two levels, two batches
             theta = merging.merge(lambdas.merged(at))
             loss, gradient = objective(theta)
-            lambdas.update(merging.coefficient_gradient(gradient), at=at, restart=learn_mask)
+            report = dict(getattr(objective_at, "report", {}))
+            # The inner step starts at the initial values; as in the codes, they say what a clamp lets through.
+            by_layer, base = merging.coefficient_gradient(gradient), lambdas.start if learn_mask else at
+            lambdas.update(by_layer, at=base, restart=learn_mask)
             if exact:
                 theta, inner_gradient = theta.clone(), gradient.clone()
         if learn_mask:
@@ -194,6 +197,7 @@ def adapt(
                 merging.draw(2 * step + 1)
             objective = objective_at(step if coefficients is None else 2 * step + 1)
             loss, gradient = objective(merging.merge(lambdas.merged(lambdas.values)))
+            report = dict(getattr(objective_at, "report", {}))
             if exact:
                 gradient = gradient.clone()  # the same buffer serves the Hessian's differences
                 pulled = lambdas.pull(merging.coefficient_gradient(gradient), lambdas.values)
@@ -205,7 +209,7 @@ def adapt(
         row["loss"] = loss = shard.total(loss)
         if not math.isfinite(loss):
             raise ValueError(f"{label}: the loss is {loss} at step {step}; lower the learning rate")
-        row |= getattr(objective_at, "report", {}) | (watch(merging) if watch else {})
+        row |= report | (watch(merging) if watch else {})
         if evaluate and evaluate_every and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             row |= evaluate(outcome())
         curve.append(row)

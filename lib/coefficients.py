@@ -93,7 +93,7 @@ class Coefficients:
 
         Args:
             by_layer: dLoss/dlambda [T, L] at the values `at`.
-            at: where it was taken.
+            at: the values whose clamp and distance from the start count.
             restart: the step starts from the initial values (the inner level), not from the present ones.
         """
         gradient = self.pull(by_layer, at) + 2 * self.protocol.l2 * (at - self.start)

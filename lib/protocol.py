@@ -22,9 +22,11 @@ class Protocol:
     these choices one at a time.
 
     Attributes:
-        clamp: merge at coefficients clamped to [0, 1], as one of the codes does; outside, their gradient is 0.
+        clamp: merge at coefficients clamped to [0, 1], as one of the codes does; outside, their gradient is 0 (that of
+            the inner level is never outside: its step starts from the initial values).
         tie: all tasks share one coefficient (per layer).
-        l2: weight of the squared distance of the coefficients from their initial value, added to the loss.
+        l2: weight of the squared distance of the coefficients from their initial value, added to the loss of adaptation
+            (an inner step starts there, where it has no gradient).
         outer_sample: the upper level merges with the "shared" mask sample of the inner level, or draws a "fresh" one.
         inner_gradient_at: the inner gradient is taken at the "initial" coefficients (Algorithm 1), or at the "previous"
             step's, as in both codes: they reset the coefficients after the weights were merged.

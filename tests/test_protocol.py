@@ -45,11 +45,10 @@ def by_the_book(layout, theta0, vectors, *, steps, layer_wise, protocol, rate, m
     inner, outer = torch.optim.Adam([lambdas], lr=rate), torch.optim.Adam([logits], lr=mask_rate)
     objectives = curved(layout)
 
-    def theta_at(values, number):
+    def theta_at(used, number):
         noise = uniform(layout, seed_of("mask", 0), number, torch.float64)
         mask = concrete.sample_mask(logits, temperature, noise, layout)
         mask = concrete.rescale(mask, layout) if protocol.rescale else mask
-        used = values.clamp(0, 1) if protocol.clamp else values
         return concrete.merge(theta0, vectors, used, layout, mask)
 
     def loss_at(theta, number):
@@ -59,7 +58,7 @@ def by_the_book(layout, theta0, vectors, *, steps, layer_wise, protocol, rate, m
     fresh = protocol.outer_sample == "fresh"
     for step in range(steps):
         at = lambdas.detach() if protocol.inner_gradient_at == "previous" else start
-        at = at.clone().requires_grad_()
+        at = (at.clamp(0, 1) if protocol.clamp else at).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_at(theta_at(at, 2 * step if fresh else step), 2 * step), at)
         lambdas.data = start.clone()
         if protocol.moments == "reset":
@@ -67,7 +66,8 @@ def by_the_book(layout, theta0, vectors, *, steps, layer_wise, protocol, rate, m
         lambdas.grad = gradient
         inner.step()
         outer.zero_grad()
-        theta = theta_at(lambdas.detach(), 2 * step + 1 if fresh else step)
+        used = lambdas.detach().clamp(0, 1) if protocol.clamp else lambdas.detach()
+        theta = theta_at(used, 2 * step + 1 if fresh else step)
         loss_at(theta, 2 * step + 1).backward()
         outer.step()
     return logits.detach()

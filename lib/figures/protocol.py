@@ -64,8 +64,8 @@ def protocol(table: Table) -> Figure:
 def hypergradient(table: Table) -> Figure:
     """The exact gradient of the mask beside the first-order one: cosine, and size of what is left out, over steps.
 
-    Lines are means over seeds, bands one standard deviation. Where the inner step has no derivative (Adam's first) the
-    relative size is that of rounding errors.
+    Lines are medians over seeds, bands go from the smallest to the largest: now and then a coefficient whose gradient
+    is about zero makes the derivative of Adam's step, and so the left-out term, enormous.
     """
     figure, panels = new_figure(10.5, 3.6, columns=2)
     palette = sns.color_palette("colorblind")
@@ -73,10 +73,9 @@ def hypergradient(table: Table) -> Figure:
         look = {"color": palette[number], "ls": ("-", "--", "-.", ":")[number % 4], "marker": "osD^v"[number % 5]}
         for axes, column in zip(panels, ("cosine", "relative_size"), strict=True):
             by_step = rows.groupby("step")[column]
-            mean, std = by_step.mean(), by_step.std(ddof=1).fillna(0)
-            axes.plot(mean.index, mean, label=name, ms=5, **look)
-            low = (mean - std).clip(lower=mean / 3 if column == "relative_size" else -1)
-            axes.fill_between(mean.index, low, (mean + std), color=palette[number], alpha=0.2, lw=0)
+            middle = by_step.median()
+            axes.plot(middle.index, middle, label=name, ms=5, **look)
+            axes.fill_between(middle.index, by_step.min(), by_step.max(), color=palette[number], alpha=0.2, lw=0)
     panels[0].set(ylabel="cosine", title="First-order and exact gradient of the logits")
     panels[1].set(ylabel="size relative to the first-order gradient", yscale="log", title="What is left out")
     for axes in panels:

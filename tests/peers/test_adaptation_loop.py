@@ -52,11 +52,11 @@ class World:
 
     def double(self) -> "World":
         """The same in float64."""
-        own, exact = self.problem, [[batch.double() for batch in own] for own in self.pixels]
-        pretrained, experts = own.models()
-        modules = pretrained.double(), [expert.double() for expert in experts]
-        problem = Problem(*modules, own.layout, own.theta0.double(), own.vectors.double())
-        return World(problem, [head.double() for head in self.heads], exact)
+        pretrained, experts = self.problem.models()
+        flats = self.layout, self.problem.theta0.double(), self.problem.vectors.double()
+        problem = Problem(pretrained.double(), [expert.double() for expert in experts], *flats)
+        pixels = [[batch.double() for batch in own] for own in self.pixels]
+        return World(problem, [head.double() for head in self.heads], pixels)
 
     def objective_at(self, number: int):
         """Our side's objective, by automatic differentiation through the plain module."""
@@ -86,11 +86,11 @@ class Peer:
                 return super().compute_logits(module, images, task)
 
         self.world, self.points = world, points
-        rates = {"lr": RATE, "base_lr": INNER_RATE, "adamerging_lr": RATE}
-        steps = {"max_steps": STEPS, "max_adamerging_steps": STEPS}
+        loop = {"lr": RATE, "base_lr": INNER_RATE, "adamerging_lr": RATE}
+        loop |= dict.fromkeys(("max_steps", "max_adamerging_steps"), STEPS)
         given = *world.problem.models(), world.heads, [iter(own) for own in world.pixels]
         fabric = lightning.Fabric(accelerator="cpu", devices=1)
-        self.algorithm = prepare(Watched, *given, fabric, **steps | rates | config)
+        self.algorithm = prepare(Watched, *given, fabric, **loop | config)
 
     def models(self) -> tuple[nn.Module, MaskModel]:
         """FusionBench's merged model and mask; it makes its coefficients in float32."""
@@ -98,7 +98,7 @@ class Peer:
         for name in ("init_task_wise_weight", "init_layer_wise_weight"):
             if hasattr(self.algorithm, name):
                 setattr(self.algorithm, name, getattr(self.algorithm, name).to(self.world.problem.theta0))
-        return self._typed(module), mask
+        return module.to(self.world.problem.theta0), mask
 
     def learn_mask(self) -> Tensor:
         """Run FusionBench's loop and return the logits [D]."""
@@ -109,16 +109,13 @@ class Peer:
     def merged(self) -> nn.Module:
         """The same without a mask, for AdaMerging."""
         name = "task_wise" if hasattr(self.algorithm, "construct_task_wise_merged_model") else "layer_wise"
-        return self._typed(getattr(self.algorithm, f"construct_{name}_merged_model")(self.algorithm.modelpool))
-
-    def _typed(self, module: nn.Module) -> nn.Module:
-        module.merge_weight.data = module.merge_weight.data.to(self.world.problem.theta0)
-        return module
+        module = getattr(self.algorithm, f"construct_{name}_merged_model")(self.algorithm.modelpool)
+        return module.to(self.world.problem.theta0)
 
 
 def our_noise(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     """Let the k-th mask that FusionBench samples be drawn from the noise of our step k."""
-    original, steps, rand = MaskModel.sample_mask, iter(range(10**6)), torch.rand
+    original, steps = MaskModel.sample_mask, iter(range(10**6))
 
     def sample_mask(self, *arguments, **options):
         dtype = world.problem.theta0.dtype
@@ -130,11 +127,9 @@ def our_noise(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
             assert drawn.shape == shape
             return drawn
 
-        torch.rand = draw
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "rand", draw)
             return original(self, *arguments, **options)
-        finally:
-            torch.rand = rand
 
     monkeypatch.setattr(MaskModel, "sample_mask", sample_mask)
 
@@ -167,11 +162,6 @@ def same_path(name: tuple[str, str], watching: Watching, peer: Peer, tolerance: 
         assert_same(*name, found, expected, tolerance)
 
 
-def named(method: str, clamp: bool) -> tuple[str, str]:
-    """Where the error stands in the table printed at the end."""
-    return method, "FusionBench, clamp" if clamp else "FusionBench"
-
-
 def as_merged(module: nn.Module, clamp: bool) -> Tensor:
     """FusionBench's coefficients as it merges with them; a test of `clamp` needs some outside and some inside."""
     found = module.merge_weight.detach()
@@ -199,7 +189,7 @@ def test_adamerging(world, granularity, clamp):
     peer.algorithm.test_time_adaptation(module)
     watching = Watching(world)
     found = ours(world, watching, coefficients=granularity, learning_rate=RATE, protocol=Protocol(clamp=clamp))
-    name = named(f"AdaMerging, {granularity}", clamp)
+    name = f"AdaMerging, {granularity}", "FusionBench" + ", clamp" * clamp
     same_path(name, watching, peer, 1e-12)
     assert_same(*name, found.coefficients, as_merged(module, clamp), 1e-12)
 
@@ -212,10 +202,8 @@ def test_concrete_task_arithmetic(world, initial_logits, monkeypatch):
     watching, protocol = Watching(world), Protocol(initial_logits=initial_logits)
     options = {"coefficients": None, "learn_mask": True, "mask_learning_rate": MASK_RATE}
     found = ours(world, watching, protocol=protocol, **options)
-    inside = world.problem.inside
-    moved = expected[inside] - initial_logits
-    name = named("Concrete T. A.", clamp=False)
-    assert_same(*name, found.logits[inside] - initial_logits, moved, 1e-11)
+    inside, name = world.problem.inside, ("Concrete T. A.", "FusionBench")
+    assert_same(*name, *(logits[inside] - initial_logits for logits in (found.logits, expected)), 1e-11)
     same_path(name, watching, peer, 1e-11)
 
 
@@ -226,11 +214,10 @@ def test_concrete_adamerging_learns_the_mask(world, granularity, clamp, monkeypa
     our_noise(monkeypatch, world)
     peer = Peer(CONCRETE[granularity], world, lr=MASK_RATE, clamp_weights=clamp)
     expected = peer.learn_mask()
-    watching = Watching(world)
-    protocol = Protocol(inner_gradient_at="previous", outer_sample="shared", moments="kept", clamp=clamp)
+    watching, protocol = Watching(world), Protocol(inner_gradient_at="previous", clamp=clamp)
     options = {"coefficients": granularity, "learn_mask": True, "mask_learning_rate": MASK_RATE}
     found = ours(world, watching, learning_rate=INNER_RATE, protocol=protocol, **options)
-    name = named(f"Concrete, {granularity}", clamp)
+    name = f"Concrete, {granularity}", "FusionBench" + ", clamp" * clamp
     same_path(name, watching, peer, 1e-11)
     assert_same(*name, found.logits, expected, 1e-11)
 
@@ -246,13 +233,15 @@ def test_adaptation_inside_a_mask(world, granularity, clamp, monkeypatch):
             parameter.normal_()
         drawn = {name: m / m.mean() for name, m in mask.sample_mask("continuous", TEMPERATURE).items()}
     peer.algorithm.run_adamerging(module, drawn)
-    logits = flat(dict(mask.named_parameters()), world.layout)
-    noise = uniform(world.layout, seed_of("mask", SEED), 0, torch.float64)
+    logits, noise = (
+        flat(mask.state_dict(), world.layout),
+        uniform(world.layout, seed_of("mask", SEED), 0, torch.float64),
+    )
     rescaled = rescale(sample_mask(logits, TEMPERATURE, noise, world.layout), world.layout)
     watching = Watching(world)
     options = {"coefficients": granularity, "learning_rate": RATE, "rescaled_mask": rescaled}
     found = ours(world, watching, protocol=Protocol(clamp=clamp), **options)
-    name = named(f"In a mask, {granularity}", clamp)
+    name = f"In a mask, {granularity}", "FusionBench" + ", clamp" * clamp
     same_path(name, watching, peer, 1e-12)
     assert_same(*name, found.coefficients, as_merged(module, clamp), 1e-12)
 
@@ -297,16 +286,14 @@ def test_concrete_adamerging_on_the_shipped_clip(monkeypatch):
     options = {"coefficients": "layer", "learn_mask": True, "mask_learning_rate": 1e-3, "learning_rate": 1e-2}
     options["protocol"] = Protocol(inner_gradient_at="previous")
     peer, expected = peer_on(double)
-    watching = Watching(double)
-    found = ours(double, watching, **options)
-    name = named("tiny CLIP, Concrete", clamp=False)
+    found = ours(double, watching := Watching(double), **options)
+    name = "tiny CLIP, Concrete", "FusionBench"
     same_path(name, watching, peer, 1e-10)
     assert_same(*name, found.logits, expected, 1e-10)
 
     _, rounded = peer_on(single)
     monkeypatch.setattr("lib.objectives.entropy", lambda rows: torch.stack([entropy_loss(row[None]) for row in rows]))
-    watching = Watching(single, objective)
-    found = ours(single, watching, **options)
+    found = ours(single, watching := Watching(single, objective), **options)
     name = "tiny CLIP, Concrete", "FusionBench, float32"
     same_path(name, watching, peer, 1e-4)
     assert_same(*name, found.logits, expected, 1e-4)
