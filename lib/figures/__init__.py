@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_count, temperature, temperature_curve
+from lib.figures.adaptation_benchmark import adaptation_benchmark
 from lib.figures.benchmarks import merge_step, merge_step_size
 from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
 from lib.figures.experts import (
@@ -74,6 +75,13 @@ ALL_SEEDS = (
     "hypergradient", "unseen_tasks", "corruptions", "similar_tasks", "results", "against_the_paper",
 )  # fmt: skip
 
+# The figures of `make benchmark`, and the tables they are drawn from.
+BENCHMARKS: dict[Callable[[Table], Figure], str] = {
+    merge_step: "merge_step",
+    merge_step_size: "merge_step",
+    adaptation_benchmark: "adaptation",
+}
+
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG, atomically and without a date, so that an unchanged figure is an unchanged file."""
@@ -113,12 +121,14 @@ def draw_benchmarks(root: Path = ROOT) -> list[Path]:
     Raises:
         FileNotFoundError: if nothing was measured yet.
     """
-    path = root / "data" / "benchmarks" / "merge_step.csv"
-    if not path.is_file():
-        raise FileNotFoundError("no data/benchmarks/merge_step.csv: run `make benchmark` first")
-    written = []
-    for machine, table in load_table(path).groupby("machine", sort=False):
-        ending = "" if not written else "_" + "".join(letter if letter.isalnum() else "-" for letter in str(machine))
-        for drawn in (merge_step, merge_step_size):
+    folder, written = root / "data" / "benchmarks", []
+    for drawn, name in BENCHMARKS.items():
+        if not (folder / f"{name}.csv").is_file():
+            continue
+        machines = load_table(folder / f"{name}.csv").groupby("machine", sort=False)
+        for number, (machine, table) in enumerate(machines):
+            ending = "" if not number else "_" + "".join(letter if letter.isalnum() else "-" for letter in str(machine))
             written.append(save(drawn(table), root / "figures" / "benchmarks" / f"{drawn.__name__}{ending}.png"))
+    if not written:
+        raise FileNotFoundError("no tables in data/benchmarks: run `make benchmark` first")
     return written

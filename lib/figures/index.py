@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from lib.figures.adaptation_benchmark import adaptation_benchmark
 from lib.figures.benchmarks import merge_step, merge_step_size
 from lib.figures.curves import bilevel
 from lib.figures.experts import contact_sheet
@@ -20,6 +21,7 @@ APART: dict[Callable[..., Figure], str] = {
     contact_sheet: "contact_sheet.png, learning_curves.csv",
     merge_step: "data/benchmarks/merge_step.csv",
     merge_step_size: "data/benchmarks/merge_step.csv",
+    adaptation_benchmark: "data/benchmarks/adaptation.csv",
 }
 
 
