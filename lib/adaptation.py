@@ -212,7 +212,7 @@ def adapt(
         row |= report | (watch(merging) if watch else {})
         if evaluate and evaluate_every and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             row |= evaluate(outcome())
-        curve.append(row)
+        curve.append({name: float(value) for name, value in row.items()} | {"step": step})  # what a checkpoint can hold
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
             for name, sentence in signatures(curve, PATIENCE).items():
                 if name not in said:
