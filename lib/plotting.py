@@ -10,7 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -24,10 +24,10 @@ COLOURS = {
     "Ties-Merging": BLUE,
     "Ties-Merging (mean rule)": BLUE,
     "DARE": BLUE,
-    "Iso-C": GREEN,
-    "Iso-CTS": GREEN,
-    "TSV-M": GREEN,
-    "WUDI-Merging": GREEN,
+    "Iso-C": PINK,
+    "Iso-CTS": PINK,
+    "TSV-M": PINK,
+    "WUDI-Merging": PINK,
     "Fisher merging": ORANGE,
     "RegMean": ORANGE,
     "RegMean++": ORANGE,
@@ -35,9 +35,9 @@ COLOURS = {
     "AdaMerging (task-wise)": PURPLE,
     "AdaMerging (layer-wise)": BROWN,
     "Concrete AdaMerging (task-wise)": SKY,
-    "Concrete AdaMerging (layer-wise)": PINK,
+    "Concrete AdaMerging (layer-wise)": GREEN,
     "AdaMerging (layer-wise), IM": BROWN,
-    "Concrete AdaMerging (layer-wise), IM": PINK,
+    "Concrete AdaMerging (layer-wise), IM": GREEN,
     "Experts": GREY,
 }
 ORDER = tuple(COLOURS)
@@ -105,6 +105,7 @@ def method_colours(methods: Iterable[str]) -> dict[str, tuple[float, float, floa
 def percent_axis(axes: Axes, which: str, label: str) -> None:
     """Label an axis that shows percentages."""
     axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_locator(MaxNLocator(integer=True))  # no tick at 72.5 that the next line would call 72
     axis.set_major_formatter(PercentFormatter(decimals=0, symbol=""))
     axis.set_label_text(label)
 
