@@ -62,9 +62,9 @@ def signatures(curve: Sequence[Mapping[str, float]], patience: int = LEAST_STEPS
             f"to {marginal[1]:.2f} of its maximum): predictions gather on few classes; try "
             "objective='information-maximisation', a smaller learning rate, or a better start"
         )
-    if len(curve) >= patience and loss[0] - loss[1] < loss[2]:
+    if len(curve) >= patience and loss[0] - loss[1] < 2 * loss[2]:
         found["stuck"] = (
-            f"stuck: the loss has not fallen beyond its noise in {len(curve)} steps "
+            f"stuck: the loss has not fallen beyond twice its noise in {len(curve)} steps "
             f"({loss[0]:.3f} to {loss[1]:.3f}); raise the learning rate, or there is nothing to learn"
         )
     return found
