@@ -73,15 +73,15 @@ class Profile:
     fine_tuning_rate: float = 1e-3
     scaling_factor: float = 0.3
     adaptation_batch: int = 16
-    mask_steps: int = 150
+    mask_steps: int = 80
     mask_rate: float = 3e-3
     inner_rate: float = 1e-2
     temperature: float = 0.5
-    adaptation_steps: int = 150
+    adaptation_steps: int = 80
     adaptation_rate: float = 3e-3
     final_mask: str = "sample"
     curve_images: int = 125
-    evaluate_every: int = 50
+    evaluate_every: int = 40
     ablation_steps: int = 20
     ablation_grid: str = "short"
     full: str = ""
@@ -129,7 +129,15 @@ PROFILES = {
     for profile in (
         Profile("tiny", full="tiny-full"),
         Profile("tiny-full", **FULL),
-        Profile("tiny-real", tasks=REAL_TASKS, head="class-mean", train_images=6000, fine_tuning_steps=500),
+        Profile(
+            "tiny-real",
+            tasks=REAL_TASKS,
+            head="class-mean",
+            train_images=6000,
+            fine_tuning_steps=500,
+            mask_steps=200,
+            adaptation_steps=200,
+        ),
     )
 }
 

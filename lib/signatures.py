@@ -8,6 +8,7 @@ import numpy as np
 
 COLLAPSED = 0.02  # mean of the mask over a layer below which hardly anything of that layer is merged
 FEWER = 0.85  # fall of the mean prediction's entropy, as a share of its start, that ordinary batches do not show
+LOWEST = 0.3  # mean prediction's entropy, as a share of its maximum, that no useful model of even classes has
 LEAST_STEPS = 20  # before that, noise looks like anything
 
 
@@ -56,10 +57,11 @@ def signatures(curve: Sequence[Mapping[str, float]], patience: int = LEAST_STEPS
         return values[:part].mean(), values[-part:].mean(), noise
 
     entropy, marginal, loss = ends("entropy"), ends("marginal_entropy"), ends("loss")
-    if entropy[1] < entropy[0] and marginal[1] < FEWER * marginal[0] and marginal[0] - marginal[1] > 2 * marginal[2]:
+    falls = marginal[1] < FEWER * marginal[0] and marginal[0] - marginal[1] > 2 * marginal[2]
+    if marginal[1] < LOWEST or (entropy[1] < entropy[0] and falls):
         found["few classes"] = (
-            f"few classes: entropy falls, but so does the entropy of a task's mean prediction (from {marginal[0]:.2f} "
-            f"to {marginal[1]:.2f} of its maximum): predictions gather on few classes; try "
+            f"few classes: the entropy of a task's mean prediction goes from {marginal[0]:.2f} to {marginal[1]:.2f} of "
+            "its maximum: predictions gather on few classes, which a low entropy cannot tell from good ones; try "
             "objective='information-maximisation', a smaller learning rate, or a better start"
         )
     if len(curve) >= patience and loss[0] - loss[1] < 2 * loss[2]:
