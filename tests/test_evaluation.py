@@ -121,6 +121,8 @@ def test_the_committed_live_seed_agrees_with_the_committed_full_run():
     assert set(full) >= {0, 1, 2}, "the committed full run has lost a table of a seed"
     assert 0 in live, "the committed live run has lost a table"
     here, there = gather({0: live[0]}), gather(full)
-    assert set(here["method"]) == set(there["method"])
+    only_in_full = {method for method in there["method"].unique() if method.endswith(", IM")}
+    assert set(here["method"]) == set(there["method"]) - only_in_full
+    assert only_in_full, "the full run compares with information maximisation"
     table = compare_with_full(here, there)
     assert table["within"].all(), f"outside the tolerance:\n{table[~table['within'].astype(bool)]}"
