@@ -261,10 +261,13 @@ def main() -> None:
 
     about = machine()
     print(f"One step on {about['machine']}, {about['threads']} threads", flush=True)
-    rows = [row for case in cases(options.quick, options.steps) for row in measure(case)]
+    rows: list[dict] = []
+    for case in cases(options.quick, options.steps):
+        rows += measure(case)
+        if not options.quick:  # after every case: it is an hour of measuring
+            save_table(pd.DataFrame([row | about for row in rows]).drop(columns="warm_up"), TABLE)
     if not options.quick:
-        table = pd.DataFrame([row | about for row in rows]).drop(columns="warm_up")
-        print(f"Written to {save_table(table, TABLE).relative_to(ROOT)}")
+        print(f"Written to {TABLE.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -133,14 +133,10 @@ def adapt(
     tasks = len(task_vectors)
     if coefficients is None and tasks > 1:  # with coefficients left alone only the sum matters, whatever T
         task_vectors = task_vectors.sum(0, keepdim=True)
-
-    def of(rows: int) -> Coefficients:
-        return Coefficients(
-            rows, layout, coefficients,
-            initial=initial_coefficient, learning_rate=learning_rate, protocol=protocol, like=task_vectors,
-        )  # fmt: skip
-
-    lambdas = of(len(task_vectors))
+    lambdas = Coefficients(
+        len(task_vectors), layout, coefficients,
+        initial=initial_coefficient, learning_rate=learning_rate, protocol=protocol, like=task_vectors,
+    )  # fmt: skip
     merging = MergeStep(theta0, task_vectors, layout, rescaled_mask=rescaled_mask, backend=backend, shard=shard)
     if learn_mask:
         merging.learn_mask(
@@ -187,9 +183,7 @@ def adapt(
             theta = merging.merge(lambdas.merged(at))
             loss, gradient = objective(theta)
             report = dict(getattr(objective_at, "report", {}))
-            # The inner step starts at the initial values; as in the codes, they say what a clamp lets through.
-            by_layer, base = merging.coefficient_gradient(gradient), lambdas.start if learn_mask else at
-            lambdas.update(by_layer, at=base, restart=learn_mask)
+            lambdas.update(merging.coefficient_gradient(gradient), restart=learn_mask)
             if exact:
                 theta, inner_gradient = theta.clone(), gradient.clone()
         if learn_mask:
@@ -220,6 +214,7 @@ def adapt(
                     said.add(name)
         checkpoint.save(state)
     # What the first phase learns is the mask; coefficients start anew inside it.
-    found = of(tasks).merged(of(tasks).start) if learn_mask else lambdas.merged(lambdas.values)
+    found = lambdas.merged(lambdas.start if learn_mask else lambdas.values)
+    found = found if coefficients else found.expand(tasks)
     logits = shard.gather(merging.logits) if learn_mask else None
     return Adapted(found.clone(), logits, pd.DataFrame(curve))

@@ -88,18 +88,19 @@ class Coefficients:
         inside = direction * ((at >= 0) & (at <= 1)) if self.protocol.clamp else direction
         return inside.expand(self.tasks, *inside.shape[1:])
 
-    def update(self, by_layer: Tensor, *, at: Tensor, restart: bool) -> None:
+    def update(self, by_layer: Tensor, *, restart: bool) -> None:
         """One step down the loss.
 
         Args:
-            by_layer: dLoss/dlambda [T, L] at the values `at`.
-            at: the values whose clamp and distance from the start count.
-            restart: the step starts from the initial values (the inner level), not from the present ones.
+            by_layer: dLoss/dlambda [T, L], wherever it was taken.
+            restart: the step starts from the initial values (the inner level), not from the present ones. Where it
+                starts says what a clamp lets through, as in the published codes.
         """
-        gradient = self.pull(by_layer, at) + 2 * self.protocol.l2 * (at - self.start)
+        base = self.start if restart else self.values
+        gradient = self.pull(by_layer, base) + 2 * self.protocol.l2 * (base - self.start)
         if restart and self.protocol.moments == "reset":
             self.moments = (torch.zeros_like(self.start), torch.zeros_like(self.start), 0)
-        self._last = (self.start if restart else self.values, gradient, self.moments)
+        self._last = (base, gradient, self.moments)
         self.values, self.moments = self._step(*self._last)
 
     def _step(self, base: Tensor, gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]:

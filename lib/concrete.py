@@ -24,6 +24,16 @@ from lib.rng import seed_of
 SMALLEST_MEAN = 1e-6  # a layer whose mask has (numerically) vanished is divided by this instead of by zero
 
 
+def check_temperature(temperature: float) -> None:
+    """A temperature must be a positive number.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, expected a positive number; the paper uses 0.5")
+
+
 def sample_mask(logits: Tensor, temperature: float, noise: Tensor, layout: Layout) -> Tensor:
     """Draw a relaxed mask from its logits (paper Eq. 4-5): m = sigmoid((logit(u) + x) / temperature).
 
@@ -39,8 +49,7 @@ def sample_mask(logits: Tensor, temperature: float, noise: Tensor, layout: Layou
     Raises:
         ValueError: if the temperature is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}, expected a positive number; the paper uses 0.5")
+    check_temperature(temperature)
     u = noise.clamp(torch.finfo(noise.dtype).tiny, 1 - torch.finfo(noise.dtype).eps / 2)
     return torch.sigmoid((torch.log(u) - torch.log1p(-u) + logits) / temperature) * layout.inside(logits.device)
 

@@ -41,6 +41,7 @@ class Draw(NamedTuple):
         valid: int32 [n, 1], elements of each block that are parameters; the rest is padding.
         lanes: int32 [B]: 0, 1, 2, ...
         inverse_temperature: 0-dimensional, or None for the paper's temperature 1/2, which needs no logarithm.
+        kept: room for the sample itself [n, B], where it is cheaper to read it again than to draw it again; or None.
     """
 
     logits: Tensor
@@ -48,6 +49,7 @@ class Draw(NamedTuple):
     valid: Tensor
     lanes: Tensor
     inverse_temperature: Tensor | None
+    kept: Tensor | None
 
 
 Kernel = Callable[..., list[Tensor] | None]
@@ -71,7 +73,7 @@ def exp(value: Tensor) -> Tensor:
     return (1 + rest + rest * rest * series) * ((power.to(torch.int32) + 127) << 23).view(torch.float32)
 
 
-def mask_of(draw: Draw) -> Tensor:
+def sample(draw: Draw) -> Tensor:
     """Draw m = sigmoid((log u - log(1 - u) + x) / temperature), 0 in the padding: [n, B].
 
     At temperature 1/2 that is 1 / (1 + ((1 - u) / u e^-x)^2): with u = n / N, n^2 / (n^2 + ((N - n) e^-x)^2).
@@ -86,19 +88,24 @@ def mask_of(draw: Draw) -> Tensor:
     return torch.where(draw.lanes < draw.valid, mask, 0.0)
 
 
-def mask_sums(draw: Draw, kept: Tensor | None) -> list[Tensor]:
-    """Sum of the mask over each block: one [n, 1]; the mask itself goes into `kept` [n, B] when given."""
-    mask = mask_of(draw)
-    if kept is not None:
-        kept.copy_(mask)
+def mask_sums(draw: Draw) -> list[Tensor]:
+    """Sum of the mask over each block: one [n, 1]; the mask itself is kept where there is room for it."""
+    mask = sample(draw)
+    if draw.kept is not None:
+        draw.kept.copy_(mask)
     return [mask.sum(-1, keepdim=True)]
+
+
+def mask_of(mask: Draw | Tensor) -> Tensor:
+    """A mask written out [n, B]; of a draw, after `mask_sums`."""
+    if isinstance(mask, Tensor):
+        return mask
+    return sample(mask) if mask.kept is None else mask.kept
 
 
 def masked(vector: Tensor, mask: Mask) -> Tensor:
     """The mask times a vector [n, B]; the vector itself where there is no mask."""
-    if mask is None:
-        return vector
-    return vector * (mask_of(mask) if isinstance(mask, Draw) else mask)
+    return vector if mask is None else vector * mask_of(mask)
 
 
 def _weighted(task_vectors: Tensor, weights: Tensor, like: Tensor) -> Tensor:
@@ -131,7 +138,6 @@ def pull_and_sum(
 
 def update_logits(
     draw: Draw,
-    kept: Tensor | None,
     first_moment: Tensor,
     second_moment: Tensor,
     gradient: Tensor,
@@ -146,7 +152,6 @@ def update_logits(
 
     Args:
         draw: the sample that theta was merged with; its logits are updated.
-        kept: the same mask [n, B] if it was kept.
         first_moment: Adam's mean of gradients [n, B].
         second_moment: Adam's mean of squared gradients [n, B].
         gradient: G [n, B].
@@ -155,7 +160,7 @@ def update_logits(
         common: of each block's layer [n, 1].
         scalars: learning rate / (1 - beta_1^k), 1 / sqrt(1 - beta_2^k), 1 / temperature: [3].
     """
-    mask = mask_of(draw) if kept is None else kept
+    mask = mask_of(draw)
     of_mask = gradient * summed * inverse_mean - common
     of_logits = of_mask * mask * (1 - mask) * scalars[2]
     first = first_moment * BETA_1 + of_logits * (1 - BETA_1)

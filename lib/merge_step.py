@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lib import kernels
-from lib.concrete import SMALLEST_MEAN
+from lib.concrete import SMALLEST_MEAN, check_temperature
 from lib.kernels import TASKS_AT_ONCE, Draw
 from lib.layout import Layout
 from lib.noise import block_keys
@@ -82,22 +82,21 @@ class MergeStep:
         Raises:
             ValueError: if the temperature is not positive.
         """
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature}, expected a positive number; the paper uses 0.5")
+        check_temperature(temperature)
         device = self.theta.device
         self.logits, self.first_moment, self.second_moment = (
             torch.zeros_like(self._own_theta.flatten()) for _ in range(3)
         )
         self.logits += initial_logits
         self.rescale = rescale
-        keep = not self.compiled and self.logits.numel() < kernels.SMALL
-        self._kept = torch.zeros_like(self._own_theta) if keep else None
         self.updates, self.learning_rate, self.seed, self.temperature = 0, learning_rate, seed, temperature
-        self._lanes = torch.arange(self.layout.block, dtype=torch.int32, device=device)
-        own = slice(self.shard.first, self.shard.first + self.shard.blocks)
-        self._valid = self.layout.valid_in_block(device)[own]
-        half = temperature == 0.5
-        self._inverse_temperature = None if half else torch.tensor(1 / temperature, dtype=torch.float64).to(self.theta)
+        keep = not self.compiled and self.logits.numel() < kernels.SMALL
+        self._constants = (  # the parts of a draw that no step changes
+            self.layout.valid_in_block(device)[self.shard.first : self.shard.first + self.shard.blocks],
+            torch.arange(self.layout.block, dtype=torch.int32, device=device),
+            None if temperature == 0.5 else torch.tensor(1 / temperature, dtype=torch.float64).to(self.theta),
+            torch.zeros_like(self._own_theta) if keep else None,
+        )
 
     def draw(self, step: int) -> Tensor:
         """Sample the mask of a step, which is a function of (seed, step, element index) and the logits.
@@ -106,9 +105,8 @@ class MergeStep:
             Mean of the mask over each layer [L].
         """
         keys = block_keys(self.shard.blocks, self.seed, step, first=self.shard.first, device=self.theta.device)
-        self._draw = Draw(self._blocks(self.logits), keys, self._valid, self._lanes, self._inverse_temperature)
-        sums = self._run(kernels.mask_sums, self._draw, self._kept)
-        self.mask = self._draw if self._kept is None else self._kept
+        self.mask = Draw(self._blocks(self.logits), keys, *self._constants)
+        sums = self._run(kernels.mask_sums, self.mask)
         mean = self.shard.layer_sums(sums[0]) / self._counts
         self._mean = mean.clamp(min=SMALLEST_MEAN) if self.rescale else torch.ones_like(mean)
         return mean
@@ -132,7 +130,7 @@ class MergeStep:
         for tasks in self._groups():
             self._run(kernels.merge, self._own_theta, base, self.task_vectors[tasks], weights[tasks], self.mask)
             base = self._own_theta
-        return self.shard.gather(self._own_theta.flatten(), out=self.theta) if self.shard.ranks > 1 else self.theta
+        return self.shard.gather(self._own_theta.flatten(), out=self.theta)
 
     def coefficient_gradient(self, gradient: Tensor) -> Tensor:
         """dLoss/dlambda_{t,l} = sum_{i in l} G_i m_hat_i tau_{t,i}: G [D] -> [T, L]; sum over L if task-wise."""
@@ -155,7 +153,7 @@ class MergeStep:
             dots = [self._run(kernels.pull, gradient, self.task_vectors, self.mask)]
             summed, factor = self.task_vectors[0], self._coefficients[0]
         else:
-            summed, factor = self._own_theta, 1.0  # theta is not needed any more, S fits in its place
+            summed, factor = self._own_theta, torch.ones_like(self._mean)  # S fits in the place of theta
             weights, dots = self.shard.per_block(self._coefficients), []
             for tasks in self._groups():
                 vectors, lambdas = self.task_vectors[tasks], weights[tasks]
@@ -164,9 +162,8 @@ class MergeStep:
         by_layer = layer_dots / self._mean
         pulled = (layer_dots * self._coefficients).sum(0)  # [L]: sum_l G S m
         if second_order is not None:
-            gradient = gradient * summed * self.shard.per_block(factor * torch.ones_like(self._mean))
-            gradient += self._blocks(second_order)
-            summed, factor = torch.ones_like(gradient), 1.0
+            gradient = gradient * summed * self.shard.per_block(factor) + self._blocks(second_order)
+            summed, factor = torch.ones_like(gradient), torch.ones_like(self._mean)
             products = (gradient * self.rescaled_mask()).sum(-1, keepdim=True)
             pulled = self.shard.layer_sums(products) * self._mean
         common = pulled / (self._mean.square() * self._counts) * self.rescale
@@ -178,8 +175,7 @@ class MergeStep:
         )
         self._run(
             kernels.update_logits,
-            self._draw,
-            self._kept,
+            self.mask,
             self._blocks(self.first_moment),
             self._blocks(self.second_moment),
             gradient,

@@ -19,6 +19,7 @@ from lib.rng import batch_indices
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]
 OBJECTIVES = ("entropy", "information-maximisation")
+CPU_PIXELS = 1_000_000  # pixels per pass on a CPU: 20 images of 224 x 224; what lies between layers then stays small
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -47,6 +48,10 @@ class PredictionObjective:
     Where a task has more classes C than its batch has images B, the mean over the batch cannot be even. The mean
     prediction is then a running average over about C images: B / C of this batch, the rest as it was before.
 
+    A task's loss depends on no other task's rows, so where memory or cache is short some tasks at a time go through the
+    encoder, forward and backward, and their gradients add up to the same G. One batch is best on an accelerator and for
+    small images; on a CPU many large ones are slower together than apart (`make benchmark`).
+
     Args:
         model: image encoder bound to flat vectors.
         heads: frozen classification heads, one [C_t, width] per task.
@@ -57,9 +62,7 @@ class PredictionObjective:
         seed: names the order of the batches.
         objective: one of `OBJECTIVES`.
         diversity: weight of the mean prediction's entropy in information maximisation.
-        micro_batch: rows per pass through the encoder where memory is short; 0 takes all at once. The result is the
-            same, at the price of one more forward pass: features first, then their gradient pulled back piece by
-            piece (Gao et al. 2021, https://arxiv.org/abs/2101.06983).
+        rows_at_once: at most so many rows per pass through the encoder, but at least one task's; 0 chooses.
 
     Attributes:
         report: of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, that of the mean prediction
@@ -81,7 +84,7 @@ class PredictionObjective:
         seed: int,
         objective: str = "entropy",
         diversity: float = 1.0,
-        micro_batch: int = 0,
+        rows_at_once: int = 0,
     ) -> None:
         if len(heads) != len(images) or not heads:
             raise ValueError(f"{len(heads)} heads and {len(images)} image sets: every task needs one of each")
@@ -95,7 +98,7 @@ class PredictionObjective:
         self.model, self.preprocess, self.runtime = model, preprocess, runtime
         self.heads = [head.to(runtime.device) for head in heads]
         self.images = list(images)
-        self.batch, self.seed, self.micro_batch = batch, seed, micro_batch
+        self.batch, self.seed, self.rows_at_once = batch, seed, rows_at_once
         self.diversity = diversity if objective == "information-maximisation" else 0.0
         self.report: dict[str, float] = {}
         self._running: list[Tensor | None] = [None] * len(heads)
@@ -109,52 +112,52 @@ class PredictionObjective:
 
     def __call__(self, step: int) -> Objective:
         """The objective on the batch of a step."""
-        rows = self.rows(step)
-        pixels = self.preprocess(torch.cat(rows).to(self.runtime.device))
-        sizes, before, first = [len(part) for part in rows], list(self._running), True
+        rows, before, first = self.rows(step), list(self._running), True
+        groups = self._groups(rows)
+        pixels = [self.preprocess(torch.cat(rows[group]).to(self.runtime.device)) for group in groups]
 
         def objective(theta: Tensor) -> tuple[float, Tensor]:
             nonlocal first
             encoder = self.model.move_to(theta)
-            pieces = pixels.split(self.micro_batch or len(pixels))
-            if len(pieces) == 1:
-                loss, running = self._loss(self._features(encoder, pixels).split(sizes), before)
-                loss.backward()
-            else:
-                with torch.no_grad():
-                    features = torch.cat([self._features(encoder, piece) for piece in pieces])
-                loss, running = self._loss(features.requires_grad_().split(sizes), before)
-                loss.backward()
-                for piece, pull in zip(pieces, features.grad.split(self.micro_batch), strict=True):
-                    self._features(encoder, piece).backward(pull)
+            parts = []
+            for group, own in zip(groups, pixels, strict=True):
+                features = self._features(encoder, own).split([len(part) for part in rows[group]])
+                parts += map(self._loss, features, self.heads[group], before[group])
+                torch.stack([loss for loss, *_ in parts[group]]).sum().backward()
+            losses, means, shares = zip(*parts, strict=True)
+            single, marginal = torch.stack(shares).T
+            self.report = {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
             if first:  # a second look at the same batch is no new evidence
-                self._running, first = running, False
-            return loss.item(), self.model.gradient
+                self._running, first = list(means), False
+            return torch.stack(losses).detach().sum().item(), self.model.gradient
 
         return objective
+
+    def _groups(self, rows: Sequence[Tensor]) -> list[slice]:
+        """Runs of tasks that go through the encoder together."""
+        most = max(map(len, rows))
+        limit = self.rows_at_once
+        if not limit:
+            limit = sum(map(len, rows)) if self.runtime.device != "cpu" else CPU_PIXELS // rows[0][0, 0].numel()
+        tasks = max(1, limit // most)
+        return [slice(start, start + tasks) for start in range(0, len(rows), tasks)]
 
     def _features(self, encoder: nn.Module, pixels: Tensor) -> Tensor:
         with self.runtime.autocast():
             features = encoder(pixels)
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
-    def _loss(self, features: Sequence[Tensor], before: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and each task's mean prediction; fills `report`."""
-        losses, running, shares = [], [], []
-        for own, head, old in zip(features, self.heads, before, strict=True):
-            logits = own @ head.T
-            single, mean = entropy(logits).mean(), logits.softmax(-1).mean(0)
-            classes = len(head)
-            new = min(1.0, len(own) / classes)
-            if old is not None and new < 1:
-                mean = new * mean + (1 - new) * old
-            marginal = entropy_of_mean(mean)
-            losses.append(single - self.diversity * marginal if self.diversity else single)
-            running.append(mean.detach())
-            shares.append(torch.stack([single.detach(), marginal.detach()]) / math.log(max(classes, 2)))
-        single, marginal = torch.stack(shares).T
-        self.report = {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
-        return torch.stack(losses).sum(), running
+    def _loss(self, features: Tensor, head: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A task's loss, its mean prediction [C], and what `report` says of it [2]."""
+        logits, classes = features @ head.T, len(head)
+        single, mean = entropy(logits).mean(), logits.softmax(-1).mean(0)
+        new = min(1.0, len(features) / classes)
+        if before is not None and new < 1:
+            mean = new * mean + (1 - new) * before
+        marginal = entropy_of_mean(mean)
+        loss = single - self.diversity * marginal if self.diversity else single
+        share = torch.stack([single, marginal]).detach() / math.log(max(classes, 2))
+        return loss, mean.detach(), share
 
     def state(self) -> list[Tensor | None]:
         """What a checkpoint must hold: the running mean predictions."""

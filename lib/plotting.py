@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -100,6 +100,49 @@ def method_colours(methods: Iterable[str]) -> dict[str, tuple[float, float, floa
     palette = sns.color_palette("colorblind", 10)
     free = iter((8, 9, 0, 1, 2, 3, 4, 5, 6, 7) * 9)
     return {method: palette[COLOURS[method] if method in COLOURS else next(free)] for method in methods}
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Methods in the order of the study's tables; unknown ones come last."""
+    return sorted(methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
+
+
+def spread(values: pd.Series) -> float | None:
+    """Standard deviation over seeds, for an error bar; none with one seed."""
+    return values.std(ddof=1) if len(values) > 1 else None
+
+
+def seed_count(table: pd.DataFrame) -> str:
+    """How many seeds a figure shows, in words."""
+    count = table["seed"].nunique()
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def band(axes: Axes, mean: pd.Series, deviation: pd.Series, **style: object) -> None:
+    """A curve of means with a band of one standard deviation; no band where there is no deviation."""
+    (line,) = axes.plot(mean.index, mean, **style)
+    if deviation.notna().any():
+        axes.fill_between(mean.index, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def method_rows(axes: Axes, wide: pd.DataFrame, colours: Mapping[str, object], fmt: str = ".1f") -> None:
+    """A row per method, the first on top: a tick per task, a dot for the mean, its bar the deviation over seeds.
+
+    Args:
+        axes: the panel.
+        wide: a value for every (seed, task) of the index and method of the columns.
+        colours: of the methods.
+        fmt: of the mean's label.
+    """
+    for height, method in enumerate(reversed(wide.columns)):
+        by_task, by_seed = (wide[method].groupby(level).mean() for level in ("task", "seed"))
+        axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=9, alpha=0.6)
+        axes.errorbar(by_seed.mean(), height, xerr=spread(by_seed), fmt="o", ms=8, capsize=4, color=colours[method])
+        place = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+        axes.annotate(f"{by_seed.mean():{fmt}}", (by_seed.mean(), height), **place)
+    axes.set_yticks(range(wide.shape[1]), list(reversed(wide.columns)))
+    axes.set_ylim(-0.5, wide.shape[1] - 0.3)
+    axes.grid(axis="x", color="0.92")
 
 
 def percent_axis(axes: Axes, which: str, label: str) -> None:

@@ -67,9 +67,12 @@ class Shard:
         return slice(self.first * self.layout.block, (self.first + self.blocks) * self.layout.block)
 
     def gather(self, own: Tensor, out: Tensor | None = None) -> Tensor:
-        """The whole of what each rank holds a part of: [D / ranks, ...] -> [D, ...] (into `out` when given)."""
+        """The whole of what each rank holds a part of: [D / ranks, ...] -> [D, ...].
+
+        With one rank its part is the whole and nothing is copied; else it is gathered (into `out` when given).
+        """
         if self.ranks == 1:
-            return own if out is None else out.copy_(own)
+            return own
         if out is None:
             out = own.new_empty(len(own) * self.ranks, *own.shape[1:])
         distributed.all_gather_into_tensor(out, own.contiguous())

@@ -37,10 +37,10 @@ def literal(model, heads, rows, preprocess, theta, diversity):
 
 
 @pytest.mark.parametrize(("objective", "diversity"), [("entropy", 0.0), ("information-maximisation", 0.7)])
-@pytest.mark.parametrize("micro_batch", [0, 5])
-def test_loss_and_gradient_are_those_of_the_definition(objective, diversity, micro_batch):
+@pytest.mark.parametrize("rows_at_once", [0, 5])
+def test_loss_and_gradient_are_those_of_the_definition(objective, diversity, rows_at_once):
     model, heads, sets, preprocess, runtime = parts()
-    options = {"batch": 8, "seed": 0, "objective": objective, "diversity": 0.7, "micro_batch": micro_batch}
+    options = {"batch": 8, "seed": 0, "objective": objective, "diversity": 0.7, "rows_at_once": rows_at_once}
     batches = PredictionObjective(model, heads, sets, preprocess, runtime, **options)
     theta = model.initial()
     loss, gradient = batches(3)(theta)

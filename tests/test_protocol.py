@@ -5,7 +5,6 @@ import torch
 
 from lib import concrete
 from lib.adaptation import adapt
-from lib.coefficients import Coefficients, adam
 from lib.layout import Layout
 from lib.noise import uniform
 from lib.protocol import Protocol
@@ -138,34 +137,6 @@ def test_clamp_tie_and_l2_of_adamerging(granularity):
     tied = found(tie=True)
     assert (tied == tied[:1]).all()
     assert (found(l2=1e4) - 0.3).abs().max() < 0.02 < (found() - 0.3).abs().max()
-
-
-def test_adam_is_torchs_adam():
-    torch.manual_seed(0)
-    values = torch.randn(5, dtype=torch.float64)
-    theirs = values.clone().requires_grad_()
-    optimiser = torch.optim.Adam([theirs], lr=0.1)
-    moments = (torch.zeros_like(values), torch.zeros_like(values), 0)
-    for _ in range(20):
-        gradient = torch.randn(5, dtype=torch.float64)
-        values, moments = adam(values, gradient, moments, 0.1)
-        theirs.grad = gradient
-        optimiser.step()
-    torch.testing.assert_close(values, theirs.detach(), atol=1e-12, rtol=1e-12)
-
-
-def test_pull_is_the_transpose_of_push():
-    layout = problem()[2]
-    for granularity, tie in (("task", False), ("layer", False), ("task", True), ("layer", True)):
-        protocol = Protocol(clamp=True, tie=tie)
-        lambdas = Coefficients(
-            3, layout, granularity, initial=0.3, learning_rate=0.1, protocol=protocol, like=torch.zeros(1).double()
-        )
-        at = torch.randn_like(lambdas.start)
-        direction, by_layer = torch.randn_like(at), torch.randn(3, layout.layers).double()
-        pushed = lambdas.push(direction, at)
-        pushed = pushed if pushed.dim() == 2 else pushed[:, None].expand(-1, layout.layers)
-        torch.testing.assert_close((pushed * by_layer).sum(), (direction * lambdas.pull(by_layer, at)).sum())
 
 
 def test_final_masks():

@@ -45,7 +45,7 @@ def test_every_rank_draws_its_part_of_the_whole_mask():
     def mask(shard):
         own = slice(shard.first, shard.first + shard.blocks)
         keys = block_keys(shard.blocks, 4, 2, first=shard.first)
-        return kernels.mask_of(kernels.Draw(logits[own], keys, layout.valid_in_block()[own], lanes, None))
+        return kernels.sample(kernels.Draw(logits[own], keys, layout.valid_in_block()[own], lanes, None, None))
 
     parts = [mask(Shard(layout, rank, 3)) for rank in range(3)]
     assert len({len(part) for part in parts}) == 1

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_count, temperature, temperature_curve
-from lib.figures.adaptation_benchmark import adaptation_benchmark
-from lib.figures.benchmarks import merge_step, merge_step_size
+from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
 from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
 from lib.figures.experts import (
     contact_sheet,
@@ -49,31 +48,22 @@ from lib.figures.merging import (
 )
 from lib.figures.protocol import hypergradient, protocol
 from lib.store import atomic_path, load_table
-from lib.study import ROOT, all_seeds, seed_folders
+from lib.study import ROOT, all_seeds
 
 Table = pd.DataFrame
 
-# The figures that are drawn from one table each, which has the function's name.
-FIGURES: dict[str, Callable[[Table], Figure]] = {
-    drawn.__name__: drawn
-    for drawn in (
-        pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, baselines, mask_samples,
-        convergence, planted, adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic,
-        masked_experts, phases, concrete_coefficients, concrete_adamerging, density, mask_agreement, results,
-        unseen_tasks, corruptions, similar_tasks, against_the_paper,
-        temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
-        objectives, protocol, hypergradient,
-    )
-}  # fmt: skip
-
-
-# Of those, the ones that show mean and spread over the tables of all seeds.
-ALL_SEEDS = (
-    "adaptation_curve", "coefficients", "adaptation", "mask_curve", "concrete_task_arithmetic", "masked_experts",
-    "phases", "concrete_coefficients", "concrete_adamerging", "density", "mask_agreement", "failures", "objectives",
-    "temperature", "gradient_noise", "temperature_curve", "task_count", "mask_gain", "step_cost", "protocol",
-    "hypergradient", "unseen_tasks", "corruptions", "similar_tasks", "results", "against_the_paper",
+# The figures that are drawn from the one table of their name: that of one seed, or mean and spread over all of them.
+ONE_SEED = (
+    pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, baselines, mask_samples,
+    convergence, planted,
 )  # fmt: skip
+ALL_SEEDS = (
+    adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic, masked_experts, phases,
+    concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
+    similar_tasks, against_the_paper, temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
+    objectives, protocol, hypergradient,
+)  # fmt: skip
+FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 
 # The figures of `make benchmark`, and the tables they are drawn from.
 BENCHMARKS: dict[Callable[[Table], Figure], str] = {
@@ -108,10 +98,10 @@ def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
         sheet = Image.open(tables / "contact_sheet.png")
         written.append(save(contact_sheet(sheet, rows), folder / "contact_sheet.png"))
     for name, drawn in FIGURES.items():
-        if name in ALL_SEEDS and seed_folders(results / profile, name):
-            written.append(save(drawn(all_seeds(results / profile, name)), folder / f"{name}.png"))
-        elif (tables / f"{name}.csv").is_file():
-            written.append(save(drawn(load_table(tables / f"{name}.csv")), folder / f"{name}.png"))
+        if (tables / f"{name}.csv").is_file():
+            everything = drawn in ALL_SEEDS
+            table = all_seeds(results / profile, name) if everything else load_table(tables / f"{name}.csv")
+            written.append(save(drawn(table), folder / f"{name}.png"))
     return written
 
 

@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.plotting import ORDER, method_colours, new_figure, percent_axis
+from lib.plotting import band, in_order, method_colours, new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
 PAPER_TEMPERATURE = 0.5
@@ -23,7 +23,7 @@ MEASURES = {
 PARTS = {"encoder": "encoder, forward and backward", "rest": "everything else: draw, merge, pull, update"}
 
 
-def spread(table: Table, by: str, value: str) -> Table:
+def mean_and_std(table: Table, by: str, value: str) -> Table:
     """Mean and standard deviation of a column for every value of another; the latter is 0 where there is one row.
 
     Returns:
@@ -44,11 +44,6 @@ def _temperature_axis(axes: Axes, temperatures: pd.Series) -> None:
     axes.axvline(PAPER_TEMPERATURE, color="0.8", lw=1, ls="--", zorder=0)
 
 
-def _seeds(table: Table) -> str:
-    count = table["seed"].nunique()
-    return f"{count} seed{'s' if count > 1 else ''}"
-
-
 def temperature(table: Table) -> Figure:
     """Accuracy with three final masks, what the mask looks like, and what rounding costs, against the temperature.
 
@@ -59,13 +54,13 @@ def temperature(table: Table) -> Figure:
     figure, (left, middle, right) = new_figure(12, 3.6, columns=3)
     masked = table[table["final_mask"].isin(FINAL_MASKS)]
     for number, kind in enumerate(FINAL_MASKS):
-        rows = spread(masked[masked["final_mask"] == kind], "temperature", "accuracy")
+        rows = mean_and_std(masked[masked["final_mask"] == kind], "temperature", "accuracy")
         _bars(left, rows, factor=100, color=f"C{number}", marker=MARKERS[kind], label=kind)
     without = table.loc[table["final_mask"] == NO_MASK, "accuracy"]
     if len(without):
         left.axhline(100 * without.mean(), color="0.3", lw=1, ls=":", label="no mask")
     percent_axis(left, "y", "mean held-out accuracy (%)")
-    left.set_title(f"The mask that stays ({_seeds(table)})")
+    left.set_title(f"The mask that stays ({seed_count(table)})")
     left.legend(frameon=False, title="final mask")
 
     once = masked[masked["final_mask"] == FINAL_MASKS[0]].assign(binary=lambda rows: 1 - rows["undecided_share"])
@@ -75,7 +70,7 @@ def temperature(table: Table) -> Figure:
         "binary": "nearly binary in a sample",
     }
     for number, (column, label) in enumerate(columns.items()):
-        rows = spread(once, "temperature", column)
+        rows = mean_and_std(once, "temperature", column)
         _bars(middle, rows, factor=100, color=f"C{number + 3}", marker="^vX"[number], label=label)
     percent_axis(middle, "y", "share of entries (%)")
     middle.set(title="The mask that was learned", ylim=(0, 105))
@@ -83,7 +78,7 @@ def temperature(table: Table) -> Figure:
 
     wide = masked.pivot_table(index=["temperature", "seed"], columns="final_mask", values="accuracy").reset_index()
     for number, kind in enumerate(FINAL_MASKS[1:], start=1):
-        rows = spread(wide.assign(gap=wide["expected"] - wide[kind]), "temperature", "gap")
+        rows = mean_and_std(wide.assign(gap=wide["expected"] - wide[kind]), "temperature", "gap")
         _bars(right, rows, factor=100, color=f"C{number}", marker=MARKERS[kind], label=f"expected - {kind}")
     right.axhline(0, color="0.5", lw=1)
     right.set(ylabel="accuracy lost (points, within a seed)", title="The gap between soft and hard")
@@ -104,12 +99,14 @@ def gradient_noise(table: Table) -> Figure:
         (left, ("relative_variance", "theory_variance"), 1),
         (right, ("gradient_share", "theory_share"), 100),
     ):
-        _bars(axes, spread(table, "temperature", measured), factor=factor, color="C0", marker="o", label="measured")
+        _bars(
+            axes, mean_and_std(table, "temperature", measured), factor=factor, color="C0", marker="o", label="measured"
+        )
         line = factor * table.groupby("temperature")[theory].mean()
         style = {"color": "C1", "ls": "--", "marker": "s", "ms": 9, "mfc": "none"}
         axes.plot(line.index, line, label="theory, slope of the mask alone", **style)
         _temperature_axis(axes, table["temperature"])
-    left.set(yscale="log", ylabel="variance / squared mean", title=f"Noise of the gradient ({_seeds(table)})")
+    left.set(yscale="log", ylabel="variance / squared mean", title=f"Noise of the gradient ({seed_count(table)})")
     right.set(title="Entries whose slope is over 1 % of the largest", ylim=(0, 105))
     percent_axis(right, "y", "share of entries (%)")
     left.legend(frameon=False)
@@ -129,11 +126,10 @@ def temperature_curve(table: Table) -> Figure:
     for colour, value in zip(colours, temperatures, strict=True):
         rows = table[table["temperature"] == value].sort_values("step")
         smooth = rows.groupby("seed")["loss"].transform(lambda loss: loss.rolling(window, min_periods=1).mean())
-        band = spread(rows.assign(loss=smooth), "step", "loss")
-        axes.plot(band.index, band["mean"], color=colour, label=f"{value:g}")
-        axes.fill_between(band.index, band["mean"] - band["std"], band["mean"] + band["std"], color=colour, alpha=0.15)
+        found = mean_and_std(rows.assign(loss=smooth), "step", "loss")
+        band(axes, found["mean"], found["std"], color=colour, label=f"{value:g}")
     axes.set(xlabel="step", ylabel="prediction entropy,\nsummed over tasks (nats)")
-    axes.set_title(f"Entropy of merged samples, running mean of {window} steps ({_seeds(table)})")
+    axes.set_title(f"Entropy of merged samples, running mean of {window} steps ({seed_count(table)})")
     axes.legend(title="temperature", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -145,22 +141,21 @@ def task_count(table: Table) -> Figure:
         table: count, subset, method, accuracy, normalised, seed.
     """
     figure, axes = new_figure(9, 4.2)
-    methods = sorted(table["method"].unique(), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    methods = in_order(table["method"].unique())
     colours, seen = method_colours(methods), []
     for method in methods:
         colour = colours[method]
         style = ("-", "--", ":", "-.")[seen.count(colour) % 4]  # baselines of one kind share their colour
         marker = "osD^"[seen.count(colour) % 4]
         seen.append(colour)
-        rows = 100 * spread(table[table["method"] == method], "count", "normalised")
-        axes.plot(rows.index, rows["mean"], color=colour, ls=style, marker=marker, ms=5, label=method)
-        axes.fill_between(rows.index, rows["mean"] - rows["std"], rows["mean"] + rows["std"], color=colour, alpha=0.1)
+        rows = 100 * mean_and_std(table[table["method"] == method], "count", "normalised")
+        band(axes, rows["mean"], rows["std"], color=colour, ls=style, marker=marker, ms=5, label=method)
     axes.axhline(100, color="0.5", lw=1, ls="--")
     axes.annotate("experts", (table["count"].max(), 100), (0, -11), textcoords="offset points", ha="right", color="0.4")
     percent_axis(axes, "y", "held-out accuracy, % of the experts'")
     axes.set(xlabel="number of merged tasks", xticks=sorted(table["count"].unique()))
     groups = table.groupby(["count", "subset", "seed"]).ngroups
-    axes.set_title(f"What is left of the experts ({groups} subsets, {_seeds(table)})")
+    axes.set_title(f"What is left of the experts ({groups} subsets, {seed_count(table)})")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -182,7 +177,7 @@ def mask_gain(table: Table) -> Figure:
         axes.set_xlabel(label)
         axes.sharey(panels[0])
     panels[0].set_ylabel("gain by the mask (points)")
-    panels[1].set_title(f"Gain against interference; larger marks: more tasks ({_seeds(table)})")
+    panels[1].set_title(f"Gain against interference; larger marks: more tasks ({seed_count(table)})")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2)
     return figure
@@ -196,10 +191,10 @@ def step_cost(table: Table) -> Figure:
     """
     figure, axes = new_figure(7.5, 3.6)
     for number, (part, label) in enumerate(PARTS.items()):
-        rows = spread(table[table["part"] == part], "count", "milliseconds")
+        rows = mean_and_std(table[table["part"] == part], "count", "milliseconds")
         _bars(axes, rows, color=f"C{number}", marker="os"[number], label=label)
     axes.set(xlabel="number of merged tasks", ylabel="milliseconds per step", xticks=np.unique(table["count"]))
     axes.set_ylim(bottom=0)
-    axes.set_title(f"One step of Concrete Task Arithmetic ({_seeds(table)})")
+    axes.set_title(f"One step of Concrete Task Arithmetic ({seed_count(table)})")
     axes.legend(frameon=False, loc="upper left")
     return figure

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from lib.plotting import method_colours, new_figure, percent_axis
+from lib.plotting import band, method_colours, new_figure, percent_axis
 
 Table = pd.DataFrame
 
@@ -121,14 +121,11 @@ def line_style(method: str) -> str:
     return "-." if method.endswith(", IM") else "--" if "task-wise" in method else "-"
 
 
-def _band(axes: Axes, rows: Table, column: str, scale: float, smooth: int, **style: object) -> None:
+def _mean_over_seeds(axes: Axes, rows: Table, column: str, scale: float, smooth: int, **style: object) -> None:
     """Mean over seeds against the step, its standard deviation as a band, each seed smoothed before."""
     by_seed = scale * rows.dropna(subset=column).pivot_table(index="step", columns="seed", values=column)
     by_seed = by_seed.rolling(smooth, min_periods=1).mean()
-    mean, spread = by_seed.mean(axis=1), by_seed.std(axis=1, ddof=1)
-    axes.plot(mean.index, mean, **style)
-    if by_seed.shape[1] > 1:
-        axes.fill_between(mean.index, mean - spread, mean + spread, color=style["color"], alpha=0.2, lw=0)
+    band(axes, by_seed.mean(axis=1), by_seed.std(axis=1, ddof=1), **style)
 
 
 def _each(axes: Axes, table: Table, methods: Iterable[str], column: str, scale: float, smooth: int, mark: str) -> None:
@@ -144,7 +141,7 @@ def _each(axes: Axes, table: Table, methods: Iterable[str], column: str, scale: 
                 "lw": 1.8,
                 "label": method,
             }
-            _band(axes, rows, column, scale, smooth, **style)
+            _mean_over_seeds(axes, rows, column, scale, smooth, **style)
 
 
 def _losses(axes: Axes, table: Table, methods: Iterable[str]) -> None:

@@ -9,66 +9,46 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from lib.plotting import ORDER, clean, method_colours, new_figure, percent_axis
+from lib.plotting import clean, in_order, method_colours, method_rows, new_figure, percent_axis, spread
 
 Table = pd.DataFrame
 
 MARKERS = "oDs^vPX"
 
 
-def _in_order(methods: Sequence[str]) -> list[str]:
-    """Methods in the order of the study's tables; unknown ones come last."""
-    return sorted(methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
-
-
-def _spread(values: pd.Series) -> float | None:
-    """Standard deviation over seeds, for an error bar; none with one seed."""
-    return values.std(ddof=1) if len(values) > 1 else None
-
-
 def _side_by_side(axes: Axes, table: Table, groups: Sequence[str], by: str, column: str) -> None:
     """A dot per method in every group, with its spread over seeds, side by side; values are drawn as percentages."""
-    methods = _in_order(list(table["method"].unique()))
+    methods = in_order(table["method"].unique())
     colours, width = method_colours(methods), 0.7 / len(methods)
     for number, method in enumerate(methods):
         by_seed = 100 * table[table["method"] == method].groupby([by, "seed"])[column].mean()
         present = [group for group in groups if group in by_seed.index]
         places = [groups.index(group) + (number - (len(methods) - 1) / 2) * width for group in present]
-        means, spreads = ([statistic(by_seed[group]) for group in present] for statistic in (pd.Series.mean, _spread))
+        means, spreads = ([statistic(by_seed[group]) for group in present] for statistic in (pd.Series.mean, spread))
         style = {"color": colours[method], "fmt": MARKERS[number % len(MARKERS)], "ms": 6, "capsize": 3}
-        axes.errorbar(places, means, [spread or 0 for spread in spreads], label=method, **style)
+        axes.errorbar(places, means, [deviation or 0 for deviation in spreads], label=method, **style)
     for edge in range(1, len(groups)):
         axes.axvline(edge - 0.5, color="0.92", lw=1)
     axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))  # labels have no decimals
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def unseen_tasks(table: Table) -> Figure:
     """Held-out accuracy on the tasks that were merged and on those that were not; a panel row per experiment."""
-    experiments, methods = list(table["experiment"].unique()), _in_order(list(table["method"].unique()))
+    experiments, methods = list(table["experiment"].unique()), in_order(table["method"].unique())
     figure, panels = new_figure(11, (0.38 * len(methods) + 1.1) * len(experiments), len(experiments), 2)
     colours = method_colours(methods)
     for row, experiment in zip(np.atleast_2d(panels), experiments, strict=True):
         for axes, seen in zip(row, (True, False), strict=True):
             rows = table[(table["experiment"] == experiment) & (table["seen"] == seen)]
-            for height, method in enumerate(reversed(methods)):
-                of_method = rows[rows["method"] == method]
-                by_task, by_seed = (100 * of_method.groupby(key)["accuracy"].mean() for key in ("task", "seed"))
-                axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=9, alpha=0.6)
-                style = {"fmt": "o", "ms": 7, "capsize": 4, "color": colours[method]}
-                axes.errorbar(by_seed.mean(), height, xerr=_spread(by_seed), **style)
-                axes.annotate(f"{by_seed.mean():.1f}", (by_seed.mean(), height), (0, 7), textcoords="offset points",
-                              ha="center", fontsize=8)  # fmt: skip
+            values = rows.pivot_table(index=["seed", "task"], columns="method", values="accuracy")[methods]
+            method_rows(axes, 100 * values, colours)
             tasks = list(rows["task"].unique())
             names = ", ".join(map(clean, tasks)) if not seen else f"{len(tasks)} tasks"
             axes.set_title(f"{experiment}: {'merged' if seen else 'not merged'} ({names})")
-            axes.set_yticks(range(len(methods)), list(reversed(methods)) if seen else [""] * len(methods))
-            axes.set_ylim(-0.5, len(methods) - 0.2)
+            axes.tick_params(axis="y", labelleft=seen)
             percent_axis(axes, "x", "held-out accuracy (%)")
-            axes.grid(axis="x", color="0.92")
     return figure
 
 
@@ -113,7 +93,7 @@ def against_the_paper(table: Table) -> Figure:
     for height, (method, published) in enumerate(printed.items()):
         own, style = here[method].mean(), {"color": colours[method], "ms": 7}
         axes.plot([own, published], [height] * 2, color="0.85", lw=3, zorder=0)
-        axes.errorbar(own, height, xerr=_spread(here[method]), fmt="o", capsize=4, **style)
+        axes.errorbar(own, height, xerr=spread(here[method]), fmt="o", capsize=4, **style)
         axes.plot(published, height, "D", mfc="white", **style)
     axes.set_yticks(range(len(printed)), list(printed.index))
     axes.axvline(100, color="0.6", lw=1, ls="--")

@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.figures.adaptation_benchmark import adaptation_benchmark
-from lib.figures.benchmarks import merge_step, merge_step_size
+from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
 from lib.figures.curves import bilevel
 from lib.figures.experts import contact_sheet
 from lib.figures.mask import relaxation

@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.plotting import clean, new_figure, percent_axis
+from lib.plotting import band, clean, new_figure, percent_axis
 
 Table = pd.DataFrame
 
@@ -67,11 +67,8 @@ def planted(table: Table) -> Figure:
     learned = table[table["mask"] == "learned"]
     for number, column in enumerate(("precision", "recall")):
         by_step = learned.groupby("step")[column]
-        mean, spread = by_step.mean(), by_step.std(ddof=1)
-        left.plot(mean.index, 100 * mean, color=f"C{number}", ls=("-", "--")[number], label=column)
-        left.fill_between(
-            mean.index, 100 * (mean - spread), 100 * (mean + spread), color=f"C{number}", alpha=0.25, lw=0
-        )
+        style = {"color": f"C{number}", "ls": ("-", "--")[number], "label": column}
+        band(left, 100 * by_step.mean(), 100 * by_step.std(ddof=1), **style)
     percent_axis(left, "y", "share of coordinates (%)")
     left.set(xlabel="step", title="The learned mask finds the planted subspace")
     left.legend(frameon=False, loc="lower right")

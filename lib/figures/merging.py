@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.figures.curves import colours_of
-from lib.plotting import ORDER, heat_map, method_colours, new_figure, percent_axis
+from lib.plotting import ORDER, heat_map, method_colours, method_rows, new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
 
@@ -57,43 +57,29 @@ def concrete_coefficients(table: Table) -> Figure:
 
 def adaptation(table: Table) -> Figure:
     """What adapted coefficients gain over Task Arithmetic, per method and task."""
-    return gains(table, "Task Arithmetic")
+    return _gains(table, "Task Arithmetic")
 
 
 def concrete_task_arithmetic(table: Table) -> Figure:
     """What a learned mask gains over Task Arithmetic, with the controls."""
-    return gains(table, "Task Arithmetic")
+    return _gains(table, "Task Arithmetic")
 
 
 def concrete_adamerging(table: Table) -> Figure:
     """What adapting inside a mask gains over layer-wise AdaMerging without one, with the control."""
-    return gains(table, "AdaMerging (layer-wise)")
+    return _gains(table, "AdaMerging (layer-wise)")
 
 
-def gains(table: Table, base: str) -> Figure:
-    """Held-out accuracy minus that of a base method, within each seed.
-
-    A tick is a task (mean over seeds), a dot the mean over tasks and seeds, its bar the standard deviation over seeds.
-    """
+def _gains(table: Table, base: str) -> Figure:
+    """Held-out accuracy minus that of a base method, within each seed."""
     held_out = table[table["split"] == "test"]
     wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
     difference = wide.drop(columns=base).sub(wide[base], axis=0)
     figure, axes = new_figure(8.5, 0.55 * difference.shape[1] + 1.3)
-    colours = colours_of(difference.columns)
-    for height, method in enumerate(reversed(difference.columns)):
-        by_task, by_seed = (difference[method].groupby(level).mean() for level in ("task", "seed"))
-        axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=10, alpha=0.7)
-        axes.errorbar(by_seed.mean(), height, xerr=by_seed.std(ddof=1) if len(by_seed) > 1 else None, fmt="o", ms=8,
-                      capsize=4, color=colours[method])  # fmt: skip
-        axes.annotate(f"{by_seed.mean():+.1f}", (by_seed.mean(), height), (0, 8), textcoords="offset points",
-                      ha="center", fontsize=9)  # fmt: skip
+    method_rows(axes, difference, colours_of(difference.columns), "+.1f")
     axes.axvline(0, color="0.6", lw=1, ls="--")
-    axes.set_yticks(range(difference.shape[1]), list(reversed(difference.columns)))
-    axes.set_ylim(-0.5, difference.shape[1] - 0.4)
-    seeds = held_out["seed"].nunique()
     axes.set(xlabel=f"held-out accuracy minus that of {base} (points)")
-    axes.set_title(f"Mean (dots) and single tasks (ticks); {seeds} seed{'s' if seeds > 1 else ''}")
-    axes.grid(axis="x", color="0.92")
+    axes.set_title(f"Mean (dots) and single tasks (ticks); {seed_count(held_out)}")
     return figure
 
 
@@ -103,25 +89,14 @@ def results(table: Table) -> Figure:
     A ring is the same method with its scaling factor chosen on validation images.
     """
     held_out = table[table["split"] == "test"]
-    present = [method for method in ORDER if method in set(held_out["method"])]
+    wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
+    present = [method for method in ORDER if method in wide]
     figure, axes = new_figure(8, 0.42 * len(present) + 1.3)
     colours = method_colours(present)
+    method_rows(axes, wide[present], colours)
     for height, method in enumerate(reversed(present)):
-        rows = held_out[held_out["method"] == method]
-        by_task = 100 * rows.groupby("task")["accuracy"].mean()
-        by_seed = 100 * rows.groupby("seed")["accuracy"].mean()
-        axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=9, alpha=0.6)
-        axes.errorbar(by_seed.mean(), height, xerr=by_seed.std(ddof=1) if len(by_seed) > 1 else None, fmt="o", ms=8,
-                      capsize=4, color=colours[method])  # fmt: skip
-        axes.annotate(f"{by_seed.mean():.1f}", (by_seed.mean(), height), (0, 8), textcoords="offset points",
-                      ha="center", fontsize=8)  # fmt: skip
-        tuned = 100 * held_out.loc[held_out["method"] == f"{method} (tuned)", "accuracy"].mean()
-        axes.plot(tuned, height, "o", ms=8, mfc="none", mec=colours[method])
-    axes.set_yticks(range(len(present)), list(reversed(present)))
+        if f"{method} (tuned)" in wide:
+            axes.plot(wide[f"{method} (tuned)"].mean(), height, "o", ms=8, mfc="none", mec=colours[method])
     percent_axis(axes, "x", "held-out accuracy (%)")
-    seeds = held_out["seed"].nunique()
-    axes.set_title(
-        f"Mean (dots), with a tuned factor (rings), single tasks (ticks); {seeds} seed{'s' if seeds > 1 else ''}"
-    )
-    axes.grid(axis="x", color="0.92")
+    axes.set_title(f"Mean (dots), with a tuned factor (rings), single tasks (ticks); {seed_count(held_out)}")
     return figure
