@@ -16,7 +16,7 @@ TASKS ?=
 PARAMS ?=
 # Anything else for Snakemake, for example FLAGS=--dry-run or FLAGS="--executor slurm".
 FLAGS ?=
-# All cores that this process may use; notebooks run one after the other, each with all of them.
+# All cores that this process may use; on a CPU two notebooks run side by side, each with half of them.
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 PY := $(VENV)/bin/python
@@ -26,6 +26,9 @@ PEERS := $(VENV)/.study-peers-ready
 export UV_HTTP_TIMEOUT ?= 300
 # One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
 unexport VIRTUAL_ENV PYTHONHOME
+
+# One process per core for the tests, with one thread each.
+ONE_THREAD = OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup study reproduce test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
@@ -49,8 +52,8 @@ reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopp
 	@$(MAKE) --no-print-directory study PROFILE=$(PROFILE:tiny=tiny-full) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
-	@$(PY) -m pytest
-	@$(PY) -m pytest --nbval-lax --nbval-current-env notebooks/
+	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile
+	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks/
 
 test-peers: $(PEERS) ## Compare the fusion methods with FusionBench, PEFT and mergekit (installs them first)
 	@$(PY) -m pytest tests/peers

@@ -63,11 +63,11 @@ class Report:
         print(f"[{self.name}] {text}", file=self.stream, flush=True)
 
     def write(self, text: str) -> None:
-        """Pass on what a cell printed, indented, once its line is complete."""
+        """Pass on what a cell printed, below the notebook's number, once its line is complete."""
         *lines, self._unfinished = (self._unfinished + text).replace("\r", "\n").split("\n")
         for line in lines:
             if line.strip():
-                print(f"    {line}", file=self.stream, flush=True)
+                print(f"  {self.name.partition('_')[0]}  {line}", file=self.stream, flush=True)
 
     def flush(self) -> None:
         """Nothing is held back but an unfinished line."""

@@ -7,6 +7,7 @@ While it is being made, the folder holds `checkpoint.pt`, from which a killed ru
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import platform
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,18 @@ def atomic_path(path: Path):  # noqa: ANN201 - a context manager over a Path
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time inside, for each folder; the others wait. A process that dies leaves no lock behind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def save_table(table: pd.DataFrame, path: Path) -> Path:
@@ -137,7 +150,7 @@ class Store:
         determines: Mapping[str, object],
         make: Callable[[Checkpoint], tuple[Mapping[str, Tensor], pd.DataFrame | None]],
     ) -> Artifact:
-        """Load the artifact, or make and save it.
+        """Load the artifact, or make and save it. Two processes that want the same one at once make it once.
 
         Args:
             kind: e.g. "expert".
@@ -149,23 +162,29 @@ class Store:
         """
         folder = self.folder(kind, determines)
         if not self.has(kind, determines):
-            started = time.monotonic()
-            tensors, table = make(Checkpoint(folder / "checkpoint.pt"))
-            with atomic_path(folder / "tensors.safetensors") as temporary:
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-            if table is not None:
-                with atomic_path(folder / "table.csv") as temporary:
-                    table.to_csv(temporary, index=False)
-            about = {"kind": kind, **determines, **circumstances(time.monotonic() - started)}
-            with atomic_path(folder / "about.json") as temporary:
-                temporary.write_text(json.dumps(about, indent=1) + "\n")
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
+            with exclusive(folder):
+                if not self.has(kind, determines):  # nor was it made while this process waited
+                    self._make(folder, kind, determines, make)
         table_path = folder / "table.csv"
         return Artifact(
             tensors=load_file(folder / "tensors.safetensors"),
             table=pd.read_csv(table_path) if table_path.is_file() else None,
             about=json.loads((folder / "about.json").read_text()),
         )
+
+
+    def _make(self, folder: Path, kind: str, determines: Mapping[str, object], make: Callable) -> None:
+        started = time.monotonic()
+        tensors, table = make(Checkpoint(folder / "checkpoint.pt"))
+        with atomic_path(folder / "tensors.safetensors") as temporary:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        if table is not None:
+            with atomic_path(folder / "table.csv") as temporary:
+                table.to_csv(temporary, index=False)
+        about = {"kind": kind, **determines, **circumstances(time.monotonic() - started)}
+        with atomic_path(folder / "about.json") as temporary:
+            temporary.write_text(json.dumps(about, indent=1) + "\n")
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
 def circumstances(seconds: float) -> dict[str, object]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lib.device import Runtime, choose_runtime
 from lib.profiles import PROFILES, SETTINGS, Profile, closest, get_profile, has_type
-from lib.store import Store, atomic_path, circumstances, load_table, save_table
+from lib.store import Store, atomic_path, circumstances, exclusive, load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,18 +74,18 @@ class Study:
         the opening of its notebook to its saving (results that the store already had cost none of them).
         """
         path = save_table(table, self.results / f"{name}.csv")
-        about = self.results / "about.json"
-        seconds = json.loads(about.read_text())["seconds"] if about.is_file() else {}
-        noted = circumstances(time.monotonic() - self.opened)
-        seconds |= {name: noted.pop("seconds")}
-        noted = {
-            "parameters": asdict(self.profile),
-            "seed": self.seed,
-            **noted,
-            "seconds": dict(sorted(seconds.items())),
-        }
-        with atomic_path(about) as temporary:
-            temporary.write_text(json.dumps(noted, indent=1) + "\n")
+        about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
+        with exclusive(self.results):  # another notebook may be saving at the same time
+            seconds = json.loads(about.read_text())["seconds"] if about.is_file() else {}
+            seconds |= {name: noted.pop("seconds")}
+            noted = {
+                "parameters": asdict(self.profile),
+                "seed": self.seed,
+                **noted,
+                "seconds": dict(sorted(seconds.items())),
+            }
+            with atomic_path(about) as temporary:
+                temporary.write_text(json.dumps(noted, indent=1) + "\n")
         return load_table(path)
 
     def save_image(self, image: Image.Image, name: str) -> Path:

@@ -35,8 +35,8 @@ def test_a_run_shows_its_cells_and_leaves_one_finished_file(notebook, tmp_path):
     lines = shown.getvalue().splitlines()
     assert lines[0] == "[07_toy] 3 cells with seed=3, name='x'"
     assert "[07_toy] cell 3/3  Work: import sys" in lines
-    assert "    seed is 3" in lines
-    assert "    name is x" in lines
+    assert "  07  seed is 3" in lines
+    assert "  07  name is x" in lines
     assert lines[-1].startswith("[07_toy] finished in ")
     assert [path.name for path in output.parent.iterdir()] == ["07_toy.ipynb"]
     assert source.read_bytes() == before
@@ -111,9 +111,9 @@ def test_printed_text_appears_line_by_line():
     report.write("half a ")
     assert shown.getvalue() == ""
     report.write("line\r50 %\n\nrest")
-    assert shown.getvalue().splitlines() == ["    half a line", "    50 %"]
+    assert shown.getvalue().splitlines() == ["  nb  half a line", "  nb  50 %"]
     report.flush_line()
-    assert shown.getvalue().splitlines()[-1] == "    rest"
+    assert shown.getvalue().splitlines()[-1] == "  nb  rest"
 
 
 def test_publishing_refuses_a_run_of_other_code(tmp_path):

@@ -2,12 +2,17 @@
 
 import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from lib.store import Checkpoint, Store, atomic_path, key_of, load_table, save_table
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_an_artifact_is_made_once_and_read_back(tmp_path):
@@ -76,3 +81,25 @@ def test_a_hostile_checkpoint_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="delete it to start afresh"):
         Checkpoint(path).load()
     assert not (tmp_path / "hostile_was_here").exists()
+
+
+WANTED_TWICE = """
+import sys, time
+from pathlib import Path
+import torch
+from lib.store import Store
+
+def make(checkpoint):
+    print("made", flush=True)
+    time.sleep(1)
+    return {"x": torch.ones(2)}, None
+
+print(Store(Path(sys.argv[1])).get("thing", {"a": 1}, make).tensors["x"].sum().item())
+"""
+
+
+def test_what_two_processes_want_at_once_is_made_once(tmp_path):
+    command = [sys.executable, "-c", WANTED_TWICE, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].split() for process in both]
+    assert sorted(said) == [["2.0"], ["made", "2.0"]]
