@@ -172,7 +172,6 @@ class Store:
             about=json.loads((folder / "about.json").read_text()),
         )
 
-
     def _make(self, folder: Path, kind: str, determines: Mapping[str, object], make: Callable) -> None:
         started = time.monotonic()
         tensors, table = make(Checkpoint(folder / "checkpoint.pt"))
