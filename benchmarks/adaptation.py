@@ -96,7 +96,7 @@ def ours(case: dict, clock: Clock) -> None:
     from lib.device import Runtime
     from lib.flat_model import FlatModel
     from lib.models import Preprocess
-    from lib.objectives import PredictionObjective
+    from lib.objectives import ImageObjective
 
     model = FlatModel(encoder_of(case["model"]))
     theta0, inside = model.initial(), model.layout.inside()
@@ -107,7 +107,7 @@ def ours(case: dict, clock: Clock) -> None:
     images = [torch.randint(0, 256, (2 * case["batch"], 3, side, side), dtype=torch.uint8) for _ in vectors]
     given = model, heads_of(case), images, Preprocess((0.5,) * 3, (0.25,) * 3)
     runtime = Runtime("cpu", "bf16" if case["variant"] == BF16 else "fp32")
-    first, later = (PredictionObjective(*given, runtime, batch=size, seed=0) for size in (1, case["batch"]))
+    first, later = (ImageObjective(*given, runtime, batch=size, seed=0) for size in (1, case["batch"]))
 
     def objective_at(number: int):  # noqa: ANN202 - an Objective
         step = number // 2 if concrete else number

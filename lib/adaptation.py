@@ -88,7 +88,7 @@ def adapt(
     Args:
         objective_at: number of a batch -> objective on that unlabelled batch, which maps theta [D] to (loss, G [D]).
             The two levels of a bi-level step take batches of their own. It may have what
-            `lib.objectives.PredictionObjective` has beside that: `report`, `state` and `load_state`.
+            `lib.objectives.ImageObjective` has beside that: `report`, `state` and `load_state`.
         theta0: pre-trained parameters [D], or a function that writes them into a vector (see `lib.merge_step`).
         task_vectors: [T, D]. To learn a mask alone, their sum [1, D] says as much (see `lib.streaming`).
         layout: where the layers lie.

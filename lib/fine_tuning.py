@@ -1,4 +1,4 @@
-"""Fine-tuning: one expert per task from one pre-trained image encoder, the classification head frozen."""
+"""Fine-tuning: one expert per task from one pre-trained model."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Callable
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.device import Runtime
-from lib.evaluation import score
 from lib.flat_model import FlatModel
-from lib.models import Preprocess, image_features
+from lib.models import Preprocess
 from lib.progress import progress
 from lib.rng import batch_indices, generator
 from lib.store import Checkpoint
@@ -48,41 +47,66 @@ def shifted(pixels: Tensor, reach: int, *names: str | int) -> Tensor:
     return padded[torch.arange(count).view(-1, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1), down, right]
 
 
-def fine_tune(
-    model: FlatModel,
-    theta0: Tensor,
+def image_loss(
     head: Tensor,
     train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
     preprocess: Preprocess,
     runtime: Runtime,
     *,
     task: str,
-    steps: int,
     batch: int,
-    learning_rate: float,
     seed: int,
+) -> Callable[[nn.Module, int], Tensor]:
+    """Cross-entropy of an image encoder under a frozen head, on the batch of a step.
+
+    Args:
+        head: frozen classification head [C, width].
+        train: uint8 images [N, 3, H, W] and int64 labels [N].
+        preprocess: pixels to input.
+        runtime: device and precision.
+        task: names the order of the batches and the shifts.
+        batch: images per step.
+        seed: likewise.
+    """
+    images, labels = train
+    head = head.to(runtime.device)
+
+    def loss_at(encoder: nn.Module, step: int) -> Tensor:
+        rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
+        pixels = preprocess(shifted(images[rows], 2, task, seed, step).to(runtime.device))
+        with runtime.autocast():
+            features = encoder(pixels)
+        logits = torch.nn.functional.normalize(features.float(), dim=-1) @ head.T
+        return torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
+
+    return loss_at
+
+
+def fine_tune(
+    model: FlatModel,
+    theta0: Tensor,
+    loss_at: Callable[[nn.Module, int], Tensor],
+    accuracy: Callable[[nn.Module], float],
+    *,
+    task: str,
+    steps: int,
+    learning_rate: float,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, pd.DataFrame]:
-    """Train the encoder on one task by cross-entropy under a frozen head (AdamW, warm-up, cosine decay).
+    """Train a model on one task (AdamW, warm-up, cosine decay).
 
-    Batch order and augmentation are functions of (task, seed, step), and a checkpoint holds parameters and optimiser
-    state, so a run that was killed and continued gives the same bits as one that was not.
+    The loss of a step is a function of that step, and a checkpoint holds parameters and optimiser state, so a run that
+    was killed and continued gives the same bits as one that was not.
 
     Args:
-        model: the encoder.
+        model: what is trained.
         theta0: where to start [D]; left unchanged.
-        head: frozen classification head [C, width].
-        train: uint8 images [N, 3, H, W] and int64 labels [N].
-        validation: likewise, for the learning curve only.
-        preprocess: pixels to input.
-        runtime: device and precision.
-        task: names the random choices and the progress.
+        loss_at: the training loss on the batch of a step.
+        accuracy: on validation examples, for the learning curve only.
+        task: shown with the progress and in the curve.
         steps: optimiser steps.
-        batch: images per step.
         learning_rate: AdamW's peak.
-        seed: names the random choices.
         checkpoint: where to save and from where to continue.
         on_step: called after every step, and once for each step that a checkpoint already holds.
 
@@ -93,10 +117,8 @@ def fine_tune(
         ValueError: if the loss stops being finite (naming task and step).
     """
     checkpoint = checkpoint or Checkpoint(None)
-    images, labels = train
     theta = theta0.clone()
     model.move_to(theta)
-    head = head.to(runtime.device)
     optimiser = torch.optim.AdamW([theta], lr=learning_rate, weight_decay=WEIGHT_DECAY)
     done, curve, recent = 0, [], float("nan")
     if saved := checkpoint.load():
@@ -108,13 +130,8 @@ def fine_tune(
     look = max(1, steps // 8)  # points on the learning curve
 
     for step in progress(range(done, steps), f"fine-tuning {task}", total=steps - done):
-        rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
-        pixels = preprocess(shifted(images[rows], 2, task, seed, step).to(runtime.device))
-        encoder = model.move_to(theta).train()
-        with runtime.autocast():
-            features = encoder(pixels)
-        logits = torch.nn.functional.normalize(features.float(), dim=-1) @ head.T
-        loss = torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
+        module = model.move_to(theta).train()
+        loss = loss_at(module, step)
         if not torch.isfinite(loss):
             raise ValueError(f"fine-tuning {task}: the loss is {loss.item()} at step {step}; lower the learning rate")
         loss.backward()
@@ -123,8 +140,7 @@ def fine_tune(
         optimiser.step()
         recent = loss.item() if math.isnan(recent) else 0.9 * recent + 0.1 * loss.item()
         if (step + 1) % look == 0 or step + 1 == steps:
-            features = image_features(encoder, validation[0], preprocess, runtime)
-            curve.append((task, step + 1, recent, score(features, head, validation[1])["accuracy"]))
+            curve.append((task, step + 1, recent, accuracy(module.eval())))
 
         def state(step: int = step, recent: float = recent) -> dict:
             progress_so_far = {"step": step + 1, "recent": recent, "curve": curve}

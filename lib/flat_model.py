@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +11,16 @@ from lib.layout import Layout
 
 
 class FlatModel:
-    """A module whose trainable parameters are views into one flat vector.
+    """A module whose parameters, or some of them, are views into one flat vector.
 
     Moving the model to another point of R^D swaps pointers and copies nothing, and after `backward()` the gradient
     with respect to the whole vector is ready in `gradient`.
+
+    Args:
+        module: the module.
+        device: where it computes.
+        parts: see `lib.sharding`.
+        names: which parameters belong to the vector, by default all; the others stay as they are.
 
     Attributes:
         module: the wrapped module; its parameters are replaced by views.
@@ -20,10 +28,17 @@ class FlatModel:
         gradient: G [D], written by `backward()`.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", parts: int = 1) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        parts: int = 1,
+        names: Collection[str] | None = None,
+    ) -> None:
         self.module = module.to(device)
-        self._parameters = dict(module.named_parameters())
-        self.layout = Layout.of(self._parameters, parts=parts)  # parts: see `lib.sharding`
+        parameters = dict(module.named_parameters())
+        self._parameters = {name: parameters[name] for name in (parameters if names is None else names)}
+        self.layout = Layout.of(self._parameters, parts=parts)
         self.gradient = torch.zeros(self.layout.length, device=device)
         self._gradient_views = self.layout.views(self.gradient)
 

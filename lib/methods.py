@@ -16,7 +16,7 @@ from lib.protocol import Protocol
 from lib.store import Checkpoint, digest
 
 if TYPE_CHECKING:
-    from lib.workspace import Workspace
+    from lib.workspace import BaseWorkspace
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Setting:
     Attributes:
         tasks: names of the tasks.
         task_vectors: theirs [T, D].
-        images: the unlabelled images of each, uint8 [N, 3, H, W].
+        inputs: the unlabelled inputs of each: images, uint8 [N, 3, H, W], or tokens, int32 [N, length].
         objective: "entropy" or "information-maximisation".
         diversity: of information maximisation.
-        batch: images per task and step.
-        corruption: what was done to the images, "" for nothing.
+        batch: inputs per task and step.
+        corruption: what was done to images, "" for nothing.
     """
 
     tasks: tuple[str, ...]
     task_vectors: Tensor
-    images: Mapping[str, Tensor]
+    inputs: Mapping[str, Tensor]
     objective: str
     diversity: float
     batch: int
@@ -87,11 +87,11 @@ class Merged:
 
 
 def setting(
-    workspace: Workspace,
+    workspace: BaseWorkspace,
     tasks: Sequence[str] = (),
     *,
     corruption: str = "",
-    images: Mapping[str, Tensor] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
     scale: float = 1.0,
     objective: str = "entropy",
     diversity: float = 1.0,
@@ -102,12 +102,12 @@ def setting(
     Args:
         workspace: an open study.
         tasks: names, in any order; () for all.
-        corruption: of the adaptation images, see `lib.corruptions`.
-        images: other unlabelled images, by task; by default the adaptation split.
+        corruption: of adaptation images, see `lib.corruptions`.
+        inputs: other unlabelled inputs, by task; by default the adaptation split.
         scale: factor on the task vectors.
         objective: "entropy" (the paper's) or "information-maximisation".
         diversity: its weight.
-        batch: images per task and step; 0 for the profile's.
+        batch: inputs per task and step; 0 for the profile's.
 
     Raises:
         ValueError: for an unknown task.
@@ -119,12 +119,12 @@ def setting(
     vectors = workspace.task_vectors
     if chosen != tuple(known):
         vectors = vectors[[known.index(name) for name in chosen]]
-    if images is None:
-        images = {name: workspace.images("adaptation", name, corruption) for name in chosen}
+    if inputs is None:
+        inputs = {name: workspace.inputs("adaptation", name, corruption) for name in chosen}
     return Setting(
         chosen,
         vectors if scale == 1 else scale * vectors,
-        {name: images[name] for name in chosen},
+        {name: inputs[name] for name in chosen},
         objective,
         diversity,
         batch or workspace.study.profile.adaptation_batch,
@@ -133,7 +133,7 @@ def setting(
 
 
 def merge(
-    workspace: Workspace,
+    workspace: BaseWorkspace,
     method: str,
     setting: Setting,
     *,
@@ -148,10 +148,10 @@ def merge(
     Args:
         workspace: an open study.
         method: a name from `RECIPES` or `BASELINES`.
-        setting: what is merged, and on which images adaptation runs.
+        setting: what is merged, and on which inputs adaptation runs.
         protocol: by default the paper's, with the profile's final mask.
         mask: a given rescaled mask [D] to adapt inside, in place of a learned one (a control).
-        curves: score the merged model every `evaluate_every` steps on held-out images.
+        curves: score the merged model every `evaluate_every` steps on held-out examples.
         label: shown with the progress; by default the method's name.
         changed: fields of the profile to change, such as mask_steps=80 or temperature=0.1.
 
@@ -198,14 +198,10 @@ def merge(
     return Merged(theta, coefficients, mask, logits, mask_curve, curve)
 
 
-def objective_on(workspace: Workspace, setting: Setting) -> PredictionObjective:
+def objective_on(workspace: BaseWorkspace, setting: Setting) -> PredictionObjective:
     """The objective of a setting, by number of a batch."""
-    return PredictionObjective(
-        workspace.model,
-        [workspace.heads[name] for name in setting.tasks],
-        list(setting.images.values()),
-        workspace.clip.preprocess,
-        workspace.study.runtime,
+    return workspace.objective(
+        setting,
         batch=setting.batch,
         seed=workspace.study.seed,
         objective=setting.objective,
@@ -214,7 +210,7 @@ def objective_on(workspace: Workspace, setting: Setting) -> PredictionObjective:
 
 
 def run(
-    workspace: Workspace, setting: Setting, label: str, *, rescaled_mask: Tensor | None = None, **options: object
+    workspace: BaseWorkspace, setting: Setting, label: str, *, rescaled_mask: Tensor | None = None, **options: object
 ) -> adaptation.Adapted:
     """One phase: `adaptation.adapt` on a setting, or the stored result of the same.
 
@@ -226,14 +222,13 @@ def run(
         options: the keyword arguments of `adaptation.adapt`.
     """
     study, objective = workspace.study, objective_on(workspace, setting)
-    scored = {"images": study.profile.curve_images, "corruption": setting.corruption}
+    scored = {"images": study.profile.curve_size, "corruption": setting.corruption}
     determines = {
         "version": adaptation.VERSION,
         "seed": study.seed,
         "point": digest(workspace.theta0, setting.task_vectors),
         "mask": digest(rescaled_mask) if rescaled_mask is not None else None,
-        "heads": digest(*objective.heads),
-        "images": digest(*objective.images),
+        **objective.fingerprint(),
         "batch": setting.batch,
         "objective": [setting.objective, objective.diversity],
         "precision": study.runtime.precision,
@@ -243,7 +238,7 @@ def run(
     }
 
     def accuracy(theta: Tensor) -> float:
-        limit = study.profile.curve_images
+        limit = study.profile.curve_size
         where = {"tasks": setting.tasks, "corruption": setting.corruption, "limit": limit}
         return workspace.evaluate(theta, "", "test", **where)["accuracy"].mean()
 

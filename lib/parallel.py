@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from ctypes import c_long
 from multiprocessing.sharedctypes import Synchronized
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,15 +22,19 @@ from lib.drawing import end_with_parent
 from lib.progress import progress
 from lib.study import Study
 
+if TYPE_CHECKING:
+    from lib.workspace import BaseWorkspace
+
 _steps: Synchronized | None = None  # in a worker: the steps done by all workers together
 
 
-def train_experts(study: Study, tasks: Sequence[str]) -> None:
+def train_experts(kind: type[BaseWorkspace], study: Study, tasks: Sequence[str]) -> None:
     """Train the experts of some tasks and leave them in the study's store.
 
     Args:
+        kind: the class of the workspace that trains them.
         study: what to train, and where to store it.
-        tasks: names of tasks; their images should be in the cache already, or every worker would make them.
+        tasks: names of tasks; their data should be in the cache already, or every worker would make it.
 
     Raises:
         Exception: whatever stopped the training of an expert.
@@ -39,7 +44,7 @@ def train_experts(study: Study, tasks: Sequence[str]) -> None:
     workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(tasks))
     total = len(tasks) * study.profile.fine_tuning_steps
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(steps,)) as pool:
-        futures = [pool.submit(_train, study, task) for task in tasks]
+        futures = [pool.submit(_train, kind, study, task) for task in tasks]
         for _ in progress(_count(steps, futures), f"fine-tuning {len(tasks)} experts, step", total=total):
             pass
         for future in futures:
@@ -69,10 +74,8 @@ def _start(steps: Synchronized) -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the parent shows the progress of all workers
 
 
-def _train(study: Study, task: str) -> None:
-    from lib.workspace import Workspace  # here: the workspace starts this module's pool
-
-    Workspace(study).make_expert(task, on_step=_one_more)
+def _train(kind: type[BaseWorkspace], study: Study, task: str) -> None:
+    kind(study).make_expert(task, on_step=_one_more)
 
 
 def _one_more() -> None:

@@ -5,69 +5,57 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import get_type_hints
+from typing import ClassVar, get_type_hints
 
 DRAWN_TASKS = (
     "scenes vehicles aerial land_cover street_digits traffic_signs handwritten_digits textures"  # the paper's order
 )
 REAL_TASKS = "sun397 stanford_cars resisc45 eurosat cifar10 gtsrb mnist dtd"  # CIFAR-10 stands in SVHN's place
-
+GLUE_TASKS = "cola mnli mrpc qnli qqp rte sst2 stsb"
+DRAWN_TEXT_TASKS = "acceptability inference paraphrases answering duplicates entailment sentiment similarity"
 
 # What a notebook can be told besides the fields of a profile, and of which type.
 SETTINGS = {"profile": str, "seed": int, "data_root": str, "device": str, "precision": str}
 # Fields that are one of a few words.
 CHOICES = {
     "head": ("text", "class-mean"),
+    "task_vector": ("weights", "adapter"),
     "final_mask": ("sample", "hard", "expected"),
     "ablation_grid": ("short", "whole"),
 }
+SPLITS = ("train", "validation", "adaptation", "test")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that determines a study except its seed and the device.
+    """Everything that determines a study except its seed and the device; what vision and language have in common.
 
     Attributes:
         name: the profile's name.
-        model: "" for the shipped tiny CLIP, else a folder in open_clip's format or an open_clip model name.
-        pretrained: weights for a model name, e.g. "openai".
+        model: "" for the model that the study ships, else a folder or the name of a model.
         tasks: names of the tasks, separated by spaces.
-        head: "text" (frozen prompt embeddings) or "class-mean" (frozen mean features of the training images).
-        head_scale: factor between cosine similarity and logit in every head (CLIP: 100). The tiny CLIP's own, 12.5, is
-            what careless captions taught it; with it no prediction can be sure, so no expert either.
-        train_images: training images per task: how many are drawn, or at most taken from a real set.
-        validation_images: likewise, for choosing hyperparameters.
-        adaptation_images: likewise, unlabelled, for test-time adaptation.
-        test_images: likewise, held out.
         fine_tuning_steps: optimiser steps per expert.
-        fine_tuning_batch: images per step.
+        fine_tuning_batch: examples per step.
         fine_tuning_rate: peak learning rate of AdamW (linear warm-up, cosine decay).
         scaling_factor: of Task Arithmetic and Ties-Merging (paper: 0.3).
-        adaptation_batch: images per task and step (paper: 16).
+        adaptation_batch: examples per task and step (paper: 16 images, 8 texts).
         mask_steps: steps of mask learning (paper: 2000).
-        mask_rate: Adam's learning rate for the logits (paper: 1e-3).
-        inner_rate: Adam's learning rate for the inner level's coefficients (paper: 1).
+        mask_rate: Adam's learning rate for the logits (paper: 1e-3, for LoRA 1e-4).
+        inner_rate: Adam's learning rate for the inner level's coefficients (paper: 1, for LoRA 0.1).
         temperature: of the Concrete mask (paper: 0.5).
         adaptation_steps: steps of test-time adaptation (paper: 1000).
-        adaptation_rate: Adam's learning rate for the coefficients (paper: 1e-3).
+        adaptation_rate: Adam's learning rate for the coefficients (paper: 1e-3, for LoRA 1e-4).
         final_mask: "sample" (the paper's), "hard" or "expected", see `lib.protocol`.
-        curve_images: held-out images per task on which curves of accuracy are scored.
-        evaluate_every: steps between two scores on such a curve.
-        ablation_steps: steps of every phase in the ablation notebooks (08, 10 to 13).
-        ablation_grid: "short" runs the few most telling points of every ablation, "whole" all of them.
+        evaluate_every: steps between two scores on a curve of accuracy.
         full: name of the profile with the full budgets, whose saved tables the results notebooks show; "" for this one.
     """
 
+    family: ClassVar[str]
+    default: ClassVar[str]  # the profile that needs nothing but what the study ships
+
     name: str
     model: str = ""
-    pretrained: str = ""
-    tasks: str = DRAWN_TASKS
-    head: str = "text"
-    head_scale: float = 40.0
-    train_images: int = 4000
-    validation_images: int = 250
-    adaptation_images: int = 500
-    test_images: int = 500
+    tasks: str = ""
     fine_tuning_steps: int = 420
     fine_tuning_batch: int = 64
     fine_tuning_rate: float = 1e-3
@@ -80,10 +68,7 @@ class Profile:
     adaptation_steps: int = 80
     adaptation_rate: float = 3e-3
     final_mask: str = "sample"
-    curve_images: int = 125
     evaluate_every: int = 40
-    ablation_steps: int = 20
-    ablation_grid: str = "short"
     full: str = ""
 
     @property
@@ -104,15 +89,97 @@ class Profile:
         """The tasks' names, one by one."""
         return tuple(self.tasks.replace(",", " ").split())
 
+
+@dataclass(frozen=True)
+class VisionProfile(Profile):
+    """CLIP image encoders.
+
+    Attributes:
+        pretrained: weights for a model name, e.g. "openai".
+        head: "text" (frozen prompt embeddings) or "class-mean" (frozen mean features of the training images).
+        head_scale: factor between cosine similarity and logit in every head (CLIP: 100). The tiny CLIP's own, 12.5, is
+            what careless captions taught it; with it no prediction can be sure, so no expert either.
+        train_images: training images per task: how many are drawn, or at most taken from a real set.
+        validation_images: likewise, for choosing hyperparameters.
+        adaptation_images: likewise, unlabelled, for test-time adaptation.
+        test_images: likewise, held out.
+        curve_images: held-out images per task on which curves of accuracy are scored.
+        ablation_steps: steps of every phase in the ablation notebooks (08, 10 to 13).
+        ablation_grid: "short" runs the few most telling points of every ablation, "whole" all of them.
+    """
+
+    family = "vision"
+    default = "tiny"
+
+    tasks: str = DRAWN_TASKS
+    pretrained: str = ""
+    head: str = "text"
+    head_scale: float = 40.0
+    train_images: int = 4000
+    validation_images: int = 250
+    adaptation_images: int = 500
+    test_images: int = 500
+    curve_images: int = 125
+    ablation_steps: int = 20
+    ablation_grid: str = "short"
+
     @property
     def sizes(self) -> dict[str, int]:
         """Images per split."""
-        return {
-            "train": self.train_images,
-            "validation": self.validation_images,
-            "adaptation": self.adaptation_images,
-            "test": self.test_images,
-        }
+        return {split: getattr(self, f"{split}_images") for split in SPLITS}
+
+    @property
+    def curve_size(self) -> int:
+        """Examples per task on which curves are scored."""
+        return self.curve_images
+
+
+@dataclass(frozen=True)
+class LanguageProfile(Profile):
+    """T5 with LoRA adapters (https://arxiv.org/abs/2106.09685) on text-to-text tasks.
+
+    Attributes:
+        task_vector: "weights" merges in the space of the adapted weights, tau = alpha / rank * B A, as the authors'
+            scripts do; "adapter" in the space of the adapters' own parameters A and B.
+        lora_rank: r (paper: 16).
+        lora_alpha: the product B A is scaled by alpha / r (the authors: 32).
+        lora_targets: which linear layers have an adapter, by the last part of their name (the authors: "q v").
+        lora_dropout: in front of A while training (the authors: 0.1).
+        adapters: where finished experts lie, a folder or a name on the hub with {task} in it; "" trains them here.
+        max_length: longer prompts are cut to as many tokens.
+        train_texts: training examples per task: how many are drawn, or at most taken from a real set.
+        validation_texts: likewise, for choosing hyperparameters.
+        adaptation_texts: likewise, unlabelled, for test-time adaptation.
+        test_texts: likewise, held out.
+        curve_texts: held-out examples per task on which curves of accuracy are scored.
+    """
+
+    family = "language"
+    default = "tiny-t5"
+
+    tasks: str = DRAWN_TEXT_TASKS
+    task_vector: str = "weights"
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    lora_targets: str = "q v"
+    lora_dropout: float = 0.0
+    adapters: str = ""
+    max_length: int = 128
+    train_texts: int = 4000
+    validation_texts: int = 250
+    adaptation_texts: int = 500
+    test_texts: int = 500
+    curve_texts: int = 125
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples per split."""
+        return {split: getattr(self, f"{split}_texts") for split in SPLITS}
+
+    @property
+    def curve_size(self) -> int:
+        """Examples per task on which curves are scored."""
+        return self.curve_texts
 
 
 # `make reproduce`: the same model, tasks and experts as "tiny", more steps, every point of every ablation.
@@ -124,12 +191,41 @@ FULL = {
     "ablation_grid": "whole",
 }
 
-PROFILES = {
+TEXT = {
+    "fine_tuning_batch": 32,
+    "fine_tuning_rate": 3e-3,
+    "fine_tuning_steps": 400,
+    "adaptation_batch": 8,
+    "curve_texts": 60,
+}
+# The paper's protocol for Flan-T5, as far as the authors' scripts say it.
+FLAN = {
+    "tasks": GLUE_TASKS,
+    "fine_tuning_steps": 2000,
+    "fine_tuning_batch": 16,
+    "fine_tuning_rate": 4e-5,
+    "lora_dropout": 0.1,
+    "adaptation_batch": 8,
+    "mask_steps": 2000,
+    "mask_rate": 1e-4,
+    "inner_rate": 0.1,
+    "adaptation_steps": 1000,
+    "adaptation_rate": 1e-4,
+    "evaluate_every": 200,
+    "max_length": 512,
+    "train_texts": 1_000_000,
+    "validation_texts": 1000,
+    "adaptation_texts": 1_000_000,
+    "test_texts": 1_000_000,
+    "curve_texts": 500,
+}
+
+PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
-        Profile("tiny", full="tiny-full"),
-        Profile("tiny-full", **FULL),
-        Profile(
+        VisionProfile("tiny", full="tiny-full"),
+        VisionProfile("tiny-full", **FULL),
+        VisionProfile(
             "tiny-real",
             tasks=REAL_TASKS,
             head="class-mean",
@@ -138,6 +234,10 @@ PROFILES = {
             mask_steps=200,
             adaptation_steps=200,
         ),
+        LanguageProfile("tiny-t5", **TEXT),
+        LanguageProfile("tiny-t5-real", tasks=GLUE_TASKS, max_length=256, **TEXT),
+        LanguageProfile("flan-t5-base", model="google/flan-t5-base", **FLAN),
+        LanguageProfile("flan-t5-large", model="google/flan-t5-large", **FLAN),
     )
 }
 
@@ -146,6 +246,11 @@ def closest(name: str, known: tuple[str, ...]) -> str:
     """A hint such as " (did you mean 'tiny'?)", or nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def field_names(kind: type[Profile]) -> tuple[str, ...]:
+    """What can be changed in a profile of a kind."""
+    return tuple(field.name for field in dataclasses.fields(kind) if field.name != "name")
 
 
 def get_profile(name: str, **overrides: object) -> Profile:
@@ -157,8 +262,8 @@ def get_profile(name: str, **overrides: object) -> Profile:
     """
     if name not in PROFILES:
         raise ValueError(f"unknown profile '{name}'{closest(name, tuple(PROFILES))}; known: {', '.join(PROFILES)}")
-    hints = get_type_hints(Profile)
-    fields = tuple(field.name for field in dataclasses.fields(Profile) if field.name != "name")
+    kind = type(PROFILES[name])
+    hints, fields = get_type_hints(kind), field_names(kind)
     for field, value in overrides.items():
         if field not in fields:
             raise ValueError(f"unknown parameter '{field}'{closest(field, fields)}; known: {', '.join(fields)}")
@@ -166,11 +271,11 @@ def get_profile(name: str, **overrides: object) -> Profile:
             raise ValueError(
                 f"parameter '{field}' is {value!r} ({type(value).__name__}), expected {hints[field].__name__}"
             )
-        if isinstance(value, (int, float)) and not value > 0:
+        if isinstance(value, (int, float)) and not value > 0 and field != "lora_dropout":
             raise ValueError(f"parameter '{field}' is {value}, expected a positive number")
     profile = dataclasses.replace(PROFILES[name], **overrides)
     for field, allowed in CHOICES.items():
-        if getattr(profile, field) not in allowed:
+        if getattr(profile, field, allowed[0]) not in allowed:
             words = " or ".join(f"'{choice}'" for choice in allowed)
             raise ValueError(f"parameter '{field}' is '{getattr(profile, field)}', expected {words}")
     if not profile.task_names or len(set(profile.task_names)) < len(profile.task_names):

@@ -30,8 +30,8 @@ def published(*, lineage: str, model: str, experiment: str, path: Path = PUBLISH
     All three must be named: two lineages in one table would compare experts instead of methods.
 
     Args:
-        lineage: "task-vectors" (the paper's), "hugging-face" or "unstated", see `data/reference/README.md`.
-        model: "ViT-B/32" or "ViT-L/14".
+        lineage: "task-vectors" or "lora-16" (the paper's), "hugging-face", "unstated"; see data/reference/README.md.
+        model: "ViT-B/32" or "ViT-L/14", "Flan-T5-base" or "Flan-T5-large".
         experiment: "eight tasks", "unseen tasks A", "unseen tasks B" or "robustness".
         path: the table.
 

@@ -36,12 +36,13 @@ class DataError(ValueError):
 
 
 @functools.cache
-def download(hub: str, folder: str) -> Path:
-    """Fetch a set's train, validation and test files from the hub, or find them in its cache.
+def download(hub: str, folder: str, splits: tuple[str, ...] = FILE_SPLITS) -> Path:
+    """Fetch a set's files from the hub, or find them in its cache.
 
     Args:
         hub: the hub's id, e.g. "tanganke/sun397".
         folder: the folder of the files in that repository.
+        splits: which of its files, by the beginning of their names.
 
     Returns:
         The local folder of the files.
@@ -52,12 +53,12 @@ def download(hub: str, folder: str) -> Path:
     from huggingface_hub import snapshot_download  # here, not above: importing it takes long
 
     try:
-        patterns = [f"{folder}/{split}-*.parquet" for split in FILE_SPLITS]
+        patterns = [f"{folder}/{split}-*.parquet" for split in splits]
         return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=patterns)) / folder
     except Exception as error:  # the hub's client and its HTTP library share no base class
         raise DataError(
             f"cannot fetch '{hub}' from the Hugging Face hub ({type(error).__name__}); check the network, or set "
-            "data_root to a folder with a local mirror (<set>/data/train-*.parquet and test-*.parquet)"
+            "data_root to a folder with a local mirror (<set>/data/*.parquet, glue/<config>/*.parquet)"
         ) from error
 
 
@@ -92,7 +93,7 @@ class Source:
         """
         found = sorted(self.folder.glob(f"{split}-*.parquet"))
         if not found:
-            raise DataError(f"{self}: no file {split}-*.parquet; a set needs train-*.parquet and test-*.parquet")
+            raise DataError(f"{self}: no file {split}-*.parquet; a set needs it, copy it there")
         return found
 
     def row(self, split: str, row: int) -> str:
@@ -118,7 +119,7 @@ class Source:
         from datasets import Features
 
         path = self.files(split)[0]
-        with _readable(path):
+        with readable(path):
             features = Features.from_arrow_schema(parquet.read_schema(path))
         found = []
         for kind, names in (("image", IMAGE_COLUMNS), ("label", LABEL_COLUMNS)):
@@ -138,13 +139,13 @@ class Source:
             DataError: if a file cannot be read.
         """
         for path in self.files(split):
-            with _readable(path), parquet.ParquetFile(path) as file:
+            with readable(path), parquet.ParquetFile(path) as file:
                 for batch in file.iter_batches(256, columns=[column]):
                     yield from batch.column(0).to_pylist()
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Turn what pyarrow says about a file that it cannot read into one sentence."""
     try:
         yield

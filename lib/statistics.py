@@ -7,7 +7,7 @@ module its parameters for one pass.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 import torch
@@ -27,6 +27,7 @@ VERSION = 1  # part of every artifact key; raise it when the arithmetic changes
 GRADIENT_BYTES = {"cpu": 2**27, "cuda": 2**31, "mps": 2**30}  # gradients held at once; a CPU is fastest with few
 BLOCK = re.compile(r"(.*\b(?:blocks|resblocks|layers)\.\d+)\.")  # timm, open_clip and Hugging Face blocks
 
+Call = tuple[tuple, Mapping[str, object]]  # positional and keyword arguments
 Reader = Callable[[nn.Module, Mapping[str, Tensor]], Tensor | None]
 
 
@@ -115,7 +116,6 @@ def _combinations(images: int, classes: int, labels: Tensor | None, signs: int, 
     return (torch.randint(0, 2, (images, signs, classes), generator=generator("signs", seed)) * 2 - 1) / signs**0.5
 
 
-@torch.no_grad()
 def input_grams(
     model: FlatModel,
     theta: Tensor,
@@ -150,6 +150,23 @@ def input_grams(
         ValueError: if there are no images or they are not uint8 [N, 3, H, W].
     """
     _check_images(images)
+    pixels = (preprocess(part.to(theta.device)).to(theta.dtype) for part in images.split(batch))
+    return read_grams(model, theta, (((part,), {}) for part in pixels), runtime, layers=layers)
+
+
+@torch.no_grad()
+def read_grams(
+    model: FlatModel, theta: Tensor, calls: Iterable[Call], runtime: Runtime, *, layers: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """What `input_grams` returns, of any model.
+
+    Args:
+        model: what is called; it is not moved.
+        theta: parameters to run it with [D].
+        calls: positional and keyword arguments of its forward passes.
+        runtime: device and precision.
+        layers: parameter names to read; by default all that can be read.
+    """
     known = readers(model.module.eval())
     wanted = {name: known[name] for name in (layers or known) if name in known}
     sums: dict[str, Tensor] = {}
@@ -175,10 +192,10 @@ def input_grams(
         part.register_forward_pre_hook(hook(name, read), with_kwargs=True) for name, (part, read) in wanted.items()
     ]
     try:
-        for pixels in images.split(batch) if wanted else ():
+        for arguments, named in calls if wanted else ():
             pending.update(wanted)
             with suppress(_AllRead), runtime.autocast():
-                functional_call(model.module, parameters, (preprocess(pixels.to(theta.device)).to(theta.dtype),))
+                functional_call(model.module, parameters, arguments, dict(named))
     finally:
         for handle in handles:
             handle.remove()

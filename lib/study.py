@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import MutableMapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
 from lib.device import Runtime, choose_runtime
-from lib.profiles import PROFILES, SETTINGS, Profile, closest, get_profile, has_type
+from lib.profiles import PROFILES, SETTINGS, Profile, VisionProfile, closest, field_names, get_profile, has_type
 from lib.store import Store, atomic_path, circumstances, exclusive, load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ class Study:
         """
         if holds:
             print("holds:", statement)
-        elif self.profile == PROFILES["tiny"]:
+        elif self.profile == PROFILES[self.profile.default]:
             raise AssertionError(f"this no longer holds at the default profile: {statement}")
         else:
             print("does NOT hold with these parameters:", statement)
@@ -147,7 +147,7 @@ def all_seeds(results: Path, name: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def open_study(namespace: MutableMapping[str, object]) -> Study:
+def open_study(namespace: MutableMapping[str, object], family: type[Profile] = VisionProfile) -> Study:
     """Check a notebook's parameters and open the study they describe.
 
     Call it right after the parameters cell, as `study = open_study(globals())`. Everything the notebook has defined by
@@ -156,15 +156,16 @@ def open_study(namespace: MutableMapping[str, object]) -> Study:
 
     Args:
         namespace: the notebook's `globals()`.
+        family: what kind of model the notebook is about, by the class of its profiles.
 
     Returns:
         The study.
 
     Raises:
-        ValueError: for an unknown name, a wrong type, an unknown profile, device or precision; the message
-            names the known ones.
+        ValueError: for an unknown name, a wrong type, an unknown profile, device or precision, or a profile of another
+            family; the message names the known ones.
     """
-    known = (*SETTINGS, *(item.name for item in fields(Profile) if item.name != "name"))
+    known = (*SETTINGS, *field_names(family))
     simple = (str, int, float, bool, list, tuple, dict, type(None))
     given = {
         name: value
@@ -182,10 +183,16 @@ def open_study(namespace: MutableMapping[str, object]) -> Study:
     overrides = {name: value for name, value in given.items() if name not in SETTINGS}
     if overrides.get("tasks") == "":  # an empty list of tasks means the profile's own
         del overrides["tasks"]
-    settings = {"profile": "tiny", "seed": 0, "data_root": "", "device": "auto", "precision": "auto"}
+    settings = {"profile": family.default, "seed": 0, "data_root": "", "device": "auto", "precision": "auto"}
     settings |= {name: value for name, value in given.items() if name in SETTINGS}
     if settings["seed"] < 0:
         raise ValueError(f"parameter 'seed' is {settings['seed']}, expected 0, 1, 2, ...")
+    chosen = PROFILES.get(settings["profile"])
+    if chosen and not isinstance(chosen, family):
+        fitting = ", ".join(name for name, profile in PROFILES.items() if isinstance(profile, family))
+        raise ValueError(
+            f"profile '{chosen.name}' is one of {chosen.family}, this notebook needs one of {family.family}: {fitting}"
+        )
     study = Study(
         profile=get_profile(settings["profile"], **overrides),
         seed=settings["seed"],

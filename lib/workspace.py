@@ -1,21 +1,23 @@
-"""What the notebooks share once a study is open: the model, its tasks and heads, the experts, scoring, adaptation."""
+"""What the notebooks share once a study is open: the model, its tasks, the experts, scoring, adaptation."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import pandas as pd
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import expert_statistics, fine_tuning, methods
 from lib.corruptions import corrupt
-from lib.evaluation import evaluate
+from lib.evaluation import evaluate, score
 from lib.flat_model import FlatModel
 from lib.layout import Layout
 from lib.methods import Merged, Setting
 from lib.models import Clip, class_mean_head, image_features, load_clip, on_device, text_head
+from lib.objectives import ImageObjective, PredictionObjective
 from lib.parallel import train_experts
 from lib.rng import seed_of
 from lib.store import Artifact, Checkpoint, digest
@@ -27,16 +29,126 @@ Table = pd.DataFrame
 
 
 @dataclass
-class Workspace:
-    """The parts of an open study, each made when first asked for and kept.
+class BaseWorkspace(ABC):
+    """The parts of an open study, each made when first asked for and kept; what vision and language have in common.
 
     Attributes:
         study: profile, seed, folders, device.
     """
 
     study: Study
+    _expert_keys: dict[str, dict[str, object]] = field(default_factory=dict, repr=False, kw_only=True)
+
+    @property
+    @abstractmethod
+    def model(self) -> FlatModel:
+        """The parameters that are merged as a point in R^D."""
+
+    @property
+    @abstractmethod
+    def tasks(self) -> dict[str, object]:
+        """The profile's tasks by name, in its order."""
+
+    @property
+    @abstractmethod
+    def experts(self) -> dict[str, dict[str, Tensor]]:
+        """Every task's expert as a state dict of what is merged."""
+
+    @abstractmethod
+    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """What the model reads of a split of a task, without labels."""
+
+    @abstractmethod
+    def objective(self, setting: Setting, **options: object) -> PredictionObjective:
+        """What adaptation minimises in a setting."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        theta: Tensor,
+        method: str,
+        *splits: str,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+        limit: int | None = None,
+    ) -> Table:
+        """Score a point of R^D: rows (method, task, split, seed, accuracy, ...)."""
+
+    @abstractmethod
+    def _expert_key(self, task: str) -> dict[str, object]:
+        """Everything that determines the expert of a task."""
+
+    @abstractmethod
+    def _fine_tune(self, task: str, **options: object) -> tuple[Tensor, Table]:
+        """Train the expert of a task: its parameters and learning curve; see `fine_tuning.fine_tune`."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where each layer lies in the flat vector."""
+        return self.model.layout
+
+    @cached_property
+    def theta0(self) -> Tensor:
+        """Pre-trained parameters of what is merged [D]."""
+        return self.model.initial()
+
+    @cached_property
+    def task_vectors(self) -> Tensor:
+        """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
+        device = self.study.runtime.device
+        return task_vectors(self.theta0.cpu(), list(self.experts.values()), self.layout).to(device)
+
+    def expert(self, task: str) -> Artifact:
+        """The expert of a task: tensor "theta" and its learning curve.
+
+        If it is not in the store, the experts of all tasks that are missing are trained now: on a CPU side by side, one
+        core each, on an accelerator one after the other.
+        """
+        missing = [name for name in self.tasks if not self.study.store.has("expert", self._key(name))]
+        if task in missing and self.study.runtime.device == "cpu":
+            train_experts(type(self), self.study, missing)
+        return self.make_expert(task)
+
+    def make_expert(self, task: str, on_step: Callable[[], None] = lambda: None) -> Artifact:
+        """Fine-tune the expert of a task in this process, or load it if the store has it."""
+
+        def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
+            profile = self.study.profile
+            options = {"steps": profile.fine_tuning_steps, "learning_rate": profile.fine_tuning_rate}
+            theta, curve = self._fine_tune(task, checkpoint=checkpoint, on_step=on_step, **options)
+            return {"theta": theta}, curve
+
+        return self.study.store.get("expert", self._key(task), make)
+
+    def _key(self, task: str) -> dict[str, object]:
+        if task not in self._expert_keys:  # hashing all training examples takes long enough to do it once
+            profile = self.study.profile
+            self._expert_keys[task] = {
+                "version": fine_tuning.VERSION,
+                "task": task,
+                "seed": self.study.seed,
+                "precision": self.study.runtime.precision,
+                "steps": profile.fine_tuning_steps,
+                "batch": profile.fine_tuning_batch,
+                "learning_rate": profile.fine_tuning_rate,
+                **self._expert_key(task),
+            }
+        return self._expert_keys[task]
+
+    def setting(self, tasks: Sequence[str] = (), **options: object) -> Setting:
+        """Which tasks are merged and on which unlabelled inputs: see `methods.setting`."""
+        return methods.setting(self, tasks, **options)
+
+    def merge(self, method: str, setting: Setting | None = None, **options: object) -> Merged:
+        """Merge by a method of this study, adapting where it adapts, or load what that gave: see `methods.merge`."""
+        return methods.merge(self, method, setting or self.setting(), **options)
+
+
+@dataclass
+class Workspace(BaseWorkspace):
+    """The parts of a study of image classification by CLIP."""
+
     _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
-    _keys: dict[str, dict[str, object]] = field(default_factory=dict, repr=False)
     _corrupted: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -49,16 +161,6 @@ class Workspace:
     def model(self) -> FlatModel:
         """The image encoder as a point in R^D."""
         return FlatModel(self.clip.visual, self.study.runtime.device)
-
-    @property
-    def layout(self) -> Layout:
-        """Where each layer lies in the flat vector."""
-        return self.model.layout
-
-    @cached_property
-    def theta0(self) -> Tensor:
-        """Pre-trained parameters of the image encoder [D]."""
-        return self.model.initial()
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -108,75 +210,29 @@ class Workspace:
 
         return self.study.store.get("head", determines, make).tensors["head"]
 
-    def expert(self, task: str) -> Artifact:
-        """The expert of a task: tensor "theta" [D] and its learning curve.
-
-        If it is not in the store, the experts of all tasks that are missing are trained now: on a CPU side by side, one
-        core each, on an accelerator one after the other.
-        """
-        missing = [name for name in self.tasks if not self._has_expert(name)]
-        if task in missing and self.study.runtime.device == "cpu":
-            train_experts(self.study, missing)
-        return self.make_expert(task)
-
-    def _has_expert(self, task: str) -> bool:
-        return self.study.store.has("expert", self._expert_key(task))
-
-    def _recipe(self) -> dict[str, float]:
-        profile = self.study.profile
-        names = {"steps": "fine_tuning_steps", "batch": "fine_tuning_batch", "learning_rate": "fine_tuning_rate"}
-        return {name: getattr(profile, field) for name, field in names.items()}
-
     def _expert_key(self, task: str) -> dict[str, object]:
-        if task not in self._keys:  # hashing all training images takes long enough to do it once
-            self._keys[task] = self._make_expert_key(task)
-        return self._keys[task]
-
-    def _make_expert_key(self, task: str) -> dict[str, object]:
         train, validation = self.split("train")[task], self.split("validation")[task]
         return {
-            "version": fine_tuning.VERSION,
-            "task": task,
-            "seed": self.study.seed,
             "start": digest(self.theta0, self.heads[task]),
             "images": digest(train.images, train.labels, validation.images, validation.labels),
-            "precision": self.study.runtime.precision,
-            **self._recipe(),
         }
 
-    def make_expert(self, task: str, on_step: Callable[[], None] = lambda: None) -> Artifact:
-        """Fine-tune the expert of a task in this process, or load it if the store has it."""
+    def _fine_tune(self, task: str, **options: object) -> tuple[Tensor, Table]:
         train, validation = self.split("train")[task], self.split("validation")[task]
+        given = self.clip.preprocess, self.study.runtime
+        batch = {"task": task, "batch": self.study.profile.fine_tuning_batch, "seed": self.study.seed}
+        loss_at = fine_tuning.image_loss(self.heads[task], (train.images, train.labels), *given, **batch)
 
-        def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
-            theta, curve = fine_tuning.fine_tune(
-                self.model,
-                self.theta0,
-                self.heads[task],
-                (train.images, train.labels),
-                (validation.images, validation.labels),
-                self.clip.preprocess,
-                self.study.runtime,
-                task=task,
-                seed=self.study.seed,
-                checkpoint=checkpoint,
-                on_step=on_step,
-                **self._recipe(),
-            )
-            return {"theta": theta}, curve
+        def accuracy(encoder: nn.Module) -> float:
+            features = image_features(encoder, validation.images, *given)
+            return score(features, self.heads[task], validation.labels)["accuracy"]
 
-        return self.study.store.get("expert", self._expert_key(task), make)
+        return fine_tuning.fine_tune(self.model, self.theta0, loss_at, accuracy, task=task, **options)
 
     @cached_property
     def experts(self) -> dict[str, dict[str, Tensor]]:
         """Every task's expert as a state dict of the image encoder."""
         return {name: self.layout.views(self.expert(name).tensors["theta"]) for name in self.tasks}
-
-    @cached_property
-    def task_vectors(self) -> Tensor:
-        """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
-        device = self.study.runtime.device
-        return task_vectors(self.theta0.cpu(), list(self.experts.values()), self.layout).to(device)
 
     def images(self, split: str, task: str, corruption: str = "") -> Tensor:
         """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted (see `lib.corruptions`)."""
@@ -187,6 +243,16 @@ class Workspace:
             seed = seed_of(task, split, self.study.seed)
             self._corrupted[split, task, corruption] = corrupt(clean, corruption, seed=seed)
         return self._corrupted[split, task, corruption]
+
+    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """The images of a split of a task."""
+        return self.images(split, task, corruption)
+
+    def objective(self, setting: Setting, **options: object) -> ImageObjective:
+        """What adaptation minimises in a setting."""
+        heads = [self.heads[name] for name in setting.tasks]
+        images = list(setting.inputs.values())
+        return ImageObjective(self.model, heads, images, self.clip.preprocess, self.study.runtime, **options)
 
     def evaluate(
         self,
@@ -239,11 +305,3 @@ class Workspace:
     def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
         """The keyword arguments that `fusion.regmean_plus_plus` needs: see `expert_statistics.merged_inputs`."""
         return expert_statistics.merged_inputs(self, images=images)
-
-    def setting(self, tasks: Sequence[str] = (), **options: object) -> Setting:
-        """Which tasks are merged and on which unlabelled images: see `methods.setting`."""
-        return methods.setting(self, tasks, **options)
-
-    def merge(self, method: str, setting: Setting | None = None, **options: object) -> Merged:
-        """Merge by a method of this study, adapting where it adapts, or load what that gave: see `methods.merge`."""
-        return methods.merge(self, method, setting or self.setting(), **options)

@@ -15,6 +15,7 @@ from lib.profiles import get_profile
 from lib.protocol import Protocol
 from lib.study import Study
 from lib.task_vectors import check_task_vectors
+from lib.workspace import Workspace
 
 TASKS = ("one", "two", "three")
 
@@ -36,9 +37,11 @@ class World:
         self._images = {name: torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8) for name in TASKS}
         self.scored, self.looked_at = [], []
 
-    def images(self, split, task, corruption=""):
+    def inputs(self, split, task, corruption=""):
         self.looked_at.append((split, corruption))
         return self._images[task]
+
+    objective = Workspace.objective
 
     def evaluate(self, theta, method, *splits, tasks=(), corruption="", limit=None):
         self.scored.append((splits, tuple(tasks), corruption, limit))
@@ -80,7 +83,7 @@ def test_baselines_are_the_fusion_functions(world):
 
 def test_everything_that_determines_a_result_is_part_of_its_key(world):
     base = methods.setting(world)
-    image = next(iter(base.images.values()))
+    image = next(iter(base.inputs.values()))
     variants = [
         (base, {}),
         (methods.setting(world, objective="information-maximisation"), {}),
@@ -88,7 +91,7 @@ def test_everything_that_determines_a_result_is_part_of_its_key(world):
         (methods.setting(world, batch=5), {}),
         (methods.setting(world, scale=0.5), {}),
         (methods.setting(world, ["two", "one"]), {}),
-        (methods.setting(world, images=dict.fromkeys(TASKS, image)), {}),
+        (methods.setting(world, inputs=dict.fromkeys(TASKS, image)), {}),
         (base, {"adaptation_steps": 2}),
         (base, {"adaptation_rate": 0.5}),
         (base, {"scaling_factor": 0.2}),
@@ -105,7 +108,7 @@ def test_a_setting_takes_the_tasks_it_names(world):
     some = methods.setting(world, ["three", "one"], scale=2.0, corruption="contrast")
     assert some.tasks == ("three", "one")
     assert torch.equal(some.task_vectors, 2 * world.task_vectors[[2, 0]])
-    assert list(some.images) == ["three", "one"]
+    assert list(some.inputs) == ["three", "one"]
     assert set(world.looked_at) == {("adaptation", "contrast")}, "only unlabelled adaptation images are looked at"
     with pytest.raises(ValueError, match="unknown task 'four'; known: one, two, three"):
         methods.setting(world, ["four"])

@@ -12,10 +12,10 @@ import torch
 from lib.device import Runtime
 from lib.drawing import draw_split
 from lib.evaluation import evaluate, linear_probe, methods_by_tasks, score
-from lib.fine_tuning import fine_tune, learning_rate_at, shifted
+from lib.fine_tuning import fine_tune, image_loss, learning_rate_at, shifted
 from lib.flat_model import FlatModel
 from lib.models import class_mean_head, image_features, load_clip, text_head
-from lib.objectives import PredictionObjective, entropy
+from lib.objectives import ImageObjective, entropy
 from lib.rng import batch_indices, generator, seed_of
 from lib.study import ROOT
 
@@ -80,13 +80,14 @@ def test_the_objective_equals_separate_forwards_per_task(clip, digits):
     model = FlatModel(clip.visual)
     heads = [torch.randn(10, 96, generator=generator("head", k)) * 5 for k in range(3)]
     sets = [images[:30], images[30:60], images[60:]]
-    objective = PredictionObjective(model, heads, sets, clip.preprocess, RUNTIME, batch=8, seed=0)
+    objective = ImageObjective(model, heads, sets, clip.preprocess, RUNTIME, batch=8, seed=0)
     theta = model.initial()
     loss, gradient = objective(3)(theta)
     loss, gradient = loss, gradient.clone()
     expected_loss, expected = 0.0, torch.zeros_like(gradient)
-    for head, rows in zip(heads, objective.rows(3), strict=True):
-        features = torch.nn.functional.normalize(model.move_to(theta)(clip.preprocess(rows)), dim=-1)
+    for task, rows in objective.rows(3).items():
+        pixels, head = clip.preprocess(sets[task][rows]), heads[task]
+        features = torch.nn.functional.normalize(model.move_to(theta)(pixels), dim=-1)
         value = entropy(features @ head.T).mean()
         value.backward()
         expected_loss, expected = expected_loss + value.item(), expected + model.gradient
@@ -97,13 +98,13 @@ def test_the_objective_equals_separate_forwards_per_task(clip, digits):
 def test_the_objective_has_no_way_in_for_labels(clip, digits):
     import inspect
 
-    assert not [name for name in inspect.signature(PredictionObjective).parameters if "label" in name]
+    assert not [name for name in inspect.signature(ImageObjective).parameters if "label" in name]
     images, labels = digits
     model, head = FlatModel(clip.visual), torch.ones(10, 96)
     with pytest.raises(ValueError, match="expected uint8"):
-        PredictionObjective(model, [head], [labels], clip.preprocess, RUNTIME, batch=4, seed=0)
+        ImageObjective(model, [head], [labels], clip.preprocess, RUNTIME, batch=4, seed=0)
     with pytest.raises(ValueError, match="1 heads and 2 image sets"):
-        PredictionObjective(model, [head], [images, images], clip.preprocess, RUNTIME, batch=4, seed=0)
+        ImageObjective(model, [head], [images, images], clip.preprocess, RUNTIME, batch=4, seed=0)
 
 
 def test_batches_are_named_and_cover_an_epoch_without_replacement():
@@ -146,10 +147,13 @@ def small_fine_tuning(clip, digits, checkpoint=None, steps=12, rate=1e-3):
     model = FlatModel(load_clip().visual)
     theta0 = model.initial()
     head = text_head(clip, [str(k) for k in range(10)], ["{}"])
-    return fine_tune(
-        model, theta0, head, digits, digits, clip.preprocess, RUNTIME,
-        task="digits", steps=steps, batch=16, learning_rate=rate, seed=0, checkpoint=checkpoint,
-    )  # fmt: skip
+    loss_at = image_loss(head, digits, clip.preprocess, RUNTIME, task="digits", batch=16, seed=0)
+
+    def accuracy(encoder):
+        return score(image_features(encoder, digits[0], clip.preprocess, RUNTIME), head, digits[1])["accuracy"]
+
+    options = {"task": "digits", "steps": steps, "learning_rate": rate, "checkpoint": checkpoint}
+    return fine_tune(model, theta0, loss_at, accuracy, **options)
 
 
 def test_fine_tuning_learns(clip, digits):

@@ -9,7 +9,7 @@ from torch import nn
 from lib.device import Runtime
 from lib.flat_model import FlatModel
 from lib.models import Preprocess
-from lib.objectives import OBJECTIVES, PredictionObjective, entropy, entropy_of_mean
+from lib.objectives import OBJECTIVES, ImageObjective, entropy, entropy_of_mean
 from lib.signatures import signatures
 
 SIDE, WIDTH = 4, 6
@@ -21,6 +21,11 @@ def parts(classes=(3, 20), images=40, seed=0):
     heads = [5 * torch.nn.functional.normalize(torch.randn(count, WIDTH), dim=-1) for count in classes]
     sets = [torch.randint(0, 256, (images, 3, SIDE, SIDE), dtype=torch.uint8) for _ in classes]
     return FlatModel(encoder), heads, sets, Preprocess((0.5,) * 3, (0.25,) * 3), Runtime()
+
+
+def seen(batches, step):
+    """The images of a step, one set per task."""
+    return [batches.images[task][rows] for task, rows in batches.rows(step).items()]
 
 
 def literal(model, heads, rows, preprocess, theta, diversity):
@@ -41,11 +46,11 @@ def literal(model, heads, rows, preprocess, theta, diversity):
 def test_loss_and_gradient_are_those_of_the_definition(objective, diversity, rows_at_once):
     model, heads, sets, preprocess, runtime = parts()
     options = {"batch": 8, "seed": 0, "objective": objective, "diversity": 0.7, "rows_at_once": rows_at_once}
-    batches = PredictionObjective(model, heads, sets, preprocess, runtime, **options)
+    batches = ImageObjective(model, heads, sets, preprocess, runtime, **options)
     theta = model.initial()
     loss, gradient = batches(3)(theta)
     gradient = gradient.clone()
-    wanted, exact = literal(model, heads, batches.rows(3), preprocess, theta, diversity)
+    wanted, exact = literal(model, heads, seen(batches, 3), preprocess, theta, diversity)
     assert loss == pytest.approx(wanted, rel=1e-5)
     torch.testing.assert_close(gradient, exact, atol=1e-6, rtol=1e-4)
     assert batches.report["entropy"] <= 1
@@ -64,7 +69,7 @@ def test_one_class_for_everything_pleases_entropy_but_not_information_maximisati
 
 def test_the_mean_prediction_runs_on_where_classes_outnumber_the_batch():
     model, heads, sets, preprocess, runtime = parts(classes=(3, 20))
-    batches = PredictionObjective(
+    batches = ImageObjective(
         model, heads, sets, preprocess, runtime, batch=5, seed=0, objective="information-maximisation"
     )
     theta = model.initial()
@@ -74,19 +79,19 @@ def test_the_mean_prediction_runs_on_where_classes_outnumber_the_batch():
         objective(theta)
         objective(theta)  # a second look at the same batch adds nothing
         with torch.no_grad():
-            features = nn.functional.normalize(model.module(preprocess(batches.rows(step)[1])), dim=-1)
+            features = nn.functional.normalize(model.module(preprocess(seen(batches, step)[1])), dim=-1)
             means.append((features @ heads[1].T).softmax(-1).mean(0))
     wanted = means[0]
     for mean in means[1:]:
         wanted = 0.25 * mean + 0.75 * wanted  # 5 images of 20 classes
     torch.testing.assert_close(batches.state()[1], wanted)
 
-    again = PredictionObjective(
+    again = ImageObjective(
         model, heads, sets, preprocess, runtime, batch=5, seed=0, objective="information-maximisation"
     )
     again.load_state(batches.state())
     assert again(3)(theta)[0] == batches(3)(theta)[0]
-    fresh = PredictionObjective(
+    fresh = ImageObjective(
         model, heads, sets, preprocess, runtime, batch=5, seed=0, objective="information-maximisation"
     )
     assert fresh(3)(theta)[0] != batches(3)(theta)[0]
@@ -94,16 +99,16 @@ def test_the_mean_prediction_runs_on_where_classes_outnumber_the_batch():
 
 def test_batches_repeat_only_after_an_epoch():
     model, heads, sets, preprocess, runtime = parts(images=40)
-    batches = PredictionObjective(model, heads, sets, preprocess, runtime, batch=8, seed=0)
-    epoch = torch.cat([batches.rows(step)[0] for step in range(5)]).flatten(1)
+    batches = ImageObjective(model, heads, sets, preprocess, runtime, batch=8, seed=0)
+    epoch = torch.cat([seen(batches, step)[0] for step in range(5)]).flatten(1)
     assert len(epoch.unique(dim=0)) == len(sets[0].flatten(1).unique(dim=0))
-    assert not torch.equal(batches.rows(0)[0], batches.rows(5)[0])
+    assert not torch.equal(seen(batches, 0)[0], seen(batches, 5)[0])
 
 
 def test_an_unknown_objective_names_the_known_ones():
     model, heads, sets, preprocess, runtime = parts()
     with pytest.raises(ValueError, match=f"unknown objective 'infomax'; known: {', '.join(OBJECTIVES)}"):
-        PredictionObjective(model, heads, sets, preprocess, runtime, batch=4, seed=0, objective="infomax")
+        ImageObjective(model, heads, sets, preprocess, runtime, batch=4, seed=0, objective="infomax")
 
 
 def rows(steps, **columns):

@@ -5,7 +5,7 @@ import pytest
 
 from lib.corruptions import CORRUPTIONS
 from lib.plotting import ORDER
-from lib.profiles import DRAWN_TASKS, REAL_TASKS
+from lib.profiles import DRAWN_TASKS, GLUE_TASKS, REAL_TASKS
 from lib.reference import PLACES, PUBLISHED, beside_published, published, standing_in
 
 TABLE = pd.read_csv(PUBLISHED)
@@ -20,10 +20,10 @@ ODD = {
 def test_every_row_says_what_it_is_and_where_it_was_read():
     assert not TABLE.isna().any(axis=None)
     assert not TABLE.duplicated(["lineage", "model", "experiment", "corruption", "method", "task"]).any()
-    assert set(TABLE["lineage"]) == {"task-vectors", "hugging-face", "unstated"}
+    assert set(TABLE["lineage"]) == {"task-vectors", "hugging-face", "lora-16", "unstated"}
     assert TABLE["source"].str.contains("arXiv:").all()
     assert TABLE["score"].between(0, 100).all()
-    assert set(TABLE["task"]) == {*PLACES, "mean", "mean seen", "mean unseen"}
+    assert set(TABLE["task"]) == {*PLACES, *GLUE_TASKS.split(), "mean", "mean seen", "mean unseen"}
     assert set(TABLE["corruption"]) == {"clean", *CORRUPTIONS}
     known = {*ORDER, "Concrete AdaMerging (task-wise)"}
     assert set(TABLE["method"]) <= known, "a published method is not named as in this study"

@@ -27,6 +27,7 @@ from lib.figures.experts import (
 )
 from lib.figures.failures import objectives
 from lib.figures.generalisation import against_the_paper, corruptions, similar_tasks, unseen_tasks
+from lib.figures.language import adapter_spaces, first_token
 from lib.figures.mask import (
     convergence,
     density,
@@ -61,7 +62,7 @@ ALL_SEEDS = (
     adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic, masked_experts, phases,
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
     similar_tasks, against_the_paper, temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
-    objectives, protocol, hypergradient,
+    objectives, protocol, hypergradient, adapter_spaces, first_token,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 

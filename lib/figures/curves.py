@@ -79,7 +79,7 @@ def _entropy_and_accuracy(table: Table, title: str) -> Figure:
     _accuracies(right, table, methods)
     _reference(right, table, methods)
     left.set(xlabel="step", title=title)
-    right.set(xlabel="step", title="Held-out images")
+    right.set(xlabel="step", title="Held-out examples")
     left.legend(frameon=False)
     right.legend(handles=right.lines[-2:], frameon=False)
     return figure

@@ -56,7 +56,7 @@ def learning_curves(table: Table) -> Figure:
         left.plot(rows["step"], rows["loss"], **style)
         right.plot(rows["step"], 100 * rows["validation_accuracy"], **style)
     left.set(xlabel="step", ylabel="training cross-entropy (nats)", yscale="log", title="Loss (running mean)")
-    right.set(xlabel="step", title="Accuracy on validation images")
+    right.set(xlabel="step", title="Accuracy on validation examples")
     percent_axis(right, "y", "accuracy (%)")
     right.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
@@ -79,7 +79,7 @@ def norms(table: Table) -> Figure:
     sns.scatterplot(
         mean, x="position", y="relative_norm", hue="kind", style="kind", ax=axes, palette="colorblind", s=35
     )
-    axes.set(xlabel="layer, from the image to the embedding", ylabel="|task vector| / |pre-trained|", yscale="log")
+    axes.set(xlabel="layer, from input to output", ylabel="|task vector| / |pre-trained|", yscale="log")
     axes.set_title("How far each layer moves, mean over the experts")
     axes.legend(title="", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure

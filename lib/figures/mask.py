@@ -90,7 +90,7 @@ def density(table: Table) -> Figure:
     axes.errorbar(layers["position"], layers["mean"], yerr=layers["std"].fillna(0), fmt="none", ecolor="0.7", lw=1)
     sns.scatterplot(layers, x="position", y="mean", hue="kind", style="kind", ax=axes, palette="colorblind", s=35)
     axes.axhline(0.5, color="0.6", lw=1, ls="--")
-    axes.set(xlabel="layer, from the image to the embedding", ylabel="mean of sigmoid(logits)")
+    axes.set(xlabel="layer, from input to output", ylabel="mean of sigmoid(logits)")
     axes.set_title("Which layers the learned mask keeps (it starts at 0.5)")
     axes.legend(title="", loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure

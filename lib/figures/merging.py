@@ -45,7 +45,7 @@ def coefficients(table: Table) -> Figure:
         rows = table[table["method"] == method]
         wide = rows.pivot_table(index="task", columns="position", values="coefficient", sort=False)
         heat_map(axes, wide, "coefficient", **scale)
-        axes.set(xlabel="layer, from the image to the embedding", ylabel="", title=method)
+        axes.set(xlabel="layer, from input to output", ylabel="", title=method)
         axes.set_xticks(np.arange(0, wide.shape[1], 10) + 0.5, np.arange(0, wide.shape[1], 10), rotation=0)
     return figure
 

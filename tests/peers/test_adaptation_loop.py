@@ -31,7 +31,7 @@ from lib.device import Runtime
 from lib.flat_model import FlatModel
 from lib.models import Preprocess, load_clip
 from lib.noise import uniform
-from lib.objectives import PredictionObjective
+from lib.objectives import ImageObjective
 from lib.protocol import Protocol
 from lib.rng import seed_of
 
@@ -272,8 +272,9 @@ def test_concrete_adamerging_on_the_shipped_clip(monkeypatch):
     shape = (2 * STEPS * BATCH, 3, clip.image_size, clip.image_size)
     images = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(TASKS)]
     model = FlatModel(deepcopy(problem.pretrained.encoder))
-    objective = PredictionObjective(model, heads, images, preprocess, Runtime(), batch=BATCH, seed=0)
-    pixels = [[preprocess(rows) for rows in own] for own in zip(*map(objective.rows, range(2 * STEPS)), strict=True)]
+    objective = ImageObjective(model, heads, images, preprocess, Runtime(), batch=BATCH, seed=0)
+    rows = [objective.rows(step) for step in range(2 * STEPS)]
+    pixels = [[preprocess(own[step[task]]) for step in rows] for task, own in enumerate(images)]
     single = World(problem, heads, pixels)
     double = single.double()
 

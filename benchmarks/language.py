@@ -1,0 +1,103 @@
+"""Memory and time of merging Flan-T5 with LoRA experts: `python -m benchmarks.language`.
+
+Checkpoints of the architecture of google/flan-t5-base (or -large) with random weights, and eight adapters beside them,
+are written to a temporary folder in the formats of the hub and read back by the code that reads the real ones. The
+rest is the study itself: text through the tokenizer, profile `flan-t5-base` with its batches, a few steps of Concrete
+AdaMerging. With STUDY_T5_TOKENIZER the text is tokenised by the real T5 vocabulary in that folder, else by the tiny
+T5's; with `--data-root` it is GLUE's, else drawn.
+
+Writes data/benchmarks/language.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import ROOT, machine, peak_resident
+
+TABLE = ROOT / "data/benchmarks/language.csv"
+# What differs from T5's defaults in the configurations on the hub.
+ARCHITECTURES = {
+    "flan-t5-base": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12},
+    "flan-t5-large": {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
+    "quick": {"d_model": 64, "d_ff": 128, "num_layers": 2, "num_heads": 2, "d_kv": 32},
+}
+
+
+def write_checkpoints(name: str, folder: Path) -> Path:
+    """A T5 of that architecture with random weights, and its tokenizer."""
+    from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+    from lib.language.t5 import TINY_T5, quiet
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+        **ARCHITECTURES[name],
+    )  # fmt: skip
+    with quiet():
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(os.environ.get("STUDY_T5_TOKENIZER") or TINY_T5).save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="flan-t5-base", choices=ARCHITECTURES)
+    parser.add_argument("--data-root", default="", help="a folder with glue/<config>/*.parquet; else drawn text")
+    parser.add_argument("--steps", type=int, default=2, help="steps of each phase")
+    options = parser.parse_args()
+    import pandas as pd
+
+    from lib.language.workspace import LanguageWorkspace
+    from lib.profiles import DRAWN_TEXT_TASKS, GLUE_TASKS, get_profile
+    from lib.store import save_table
+    from lib.study import Study
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        texts = {f"{split}_texts": 64 for split in ("train", "validation", "adaptation", "test", "curve")}
+        changed = {"tasks": GLUE_TASKS if options.data_root else DRAWN_TEXT_TASKS, **texts}
+        changed |= {"model": str(write_checkpoints(options.model, folder / "model")), "mask_steps": options.steps}
+        changed |= {"adaptation_steps": options.steps, "adapters": str(folder / "experts" / "{task}")}
+        study = Study(get_profile("flan-t5-base", **changed), data_root=options.data_root, root=folder)
+        workspace, rows = LanguageWorkspace(study), []
+        for task in workspace.tasks:  # experts: the fresh adapter and a little noise
+            noise = 0.01 * torch.randn_like(workspace.adapter0) * workspace.adapter_model.layout.inside()
+            workspace.adapters = {task: workspace.adapter_model.layout.views(workspace.adapter0 + noise)}
+            workspace.save_adapter(task, folder / "experts" / task)
+        workspace = LanguageWorkspace(study)
+
+        def measured(what: str, began: float, steps: int = 1) -> None:
+            row = {"model": options.model, "what": what, "seconds": (time.perf_counter() - began) / steps}
+            rows.append(row | {"peak_gb": peak_resident() / 1e9})
+            print(f"{what:60s} {row['seconds']:8.2f} s  {rows[-1]['peak_gb']:5.2f} GB", flush=True)
+
+        print(
+            f"{options.model}: {sum(p.numel() for p in workspace.t5.model.parameters()) / 1e6:.0f} million parameters"
+        )
+        began = time.perf_counter()
+        vectors = workspace.task_vectors
+        measured(f"reading 8 adapters into task vectors [8, {vectors.shape[1]}]", began)
+        setting = workspace.setting()
+        for method, phases in (("AdaMerging (layer-wise)", 1), ("Concrete AdaMerging (layer-wise)", 2)):
+            began = time.perf_counter()
+            merged = workspace.merge(method, setting)
+            measured(f"{method}, a step (mean over {options.steps} of each phase)", began, phases * options.steps)
+        began = time.perf_counter()
+        workspace.evaluate(merged.theta, method, limit=32)
+        measured("answering and scoring 8 x 32 prompts", began)
+    if options.model != "quick":
+        about = machine() | {"text": "GLUE" if options.data_root else "drawn", "batch": study.profile.adaptation_batch}
+        print(f"Written to {save_table(pd.DataFrame([row | about for row in rows]), TABLE).relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Figures of the language notebooks that have no counterpart among those of images."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.plotting import band, clean, new_figure, percent_axis, seed_count
+
+Table = pd.DataFrame
+
+SPACES = {"weights": "weights, B A", "adapter": "adapter, A and B"}
+MODELS = ("pre-trained", "merged", "expert")
+LAYER = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.\d+\.(\w+)\.(\w+)\.(?:lora_(A|B))?")
+
+
+def projection(name: str) -> str:
+    """What a linear layer of T5 is for, read off its name: "encoder q", "cross v", "decoder q A".
+
+    "cross" is the decoder's look at the encoder; the last letter is the factor, where the layer is one of an adapter.
+
+    Raises:
+        ValueError: if the name is not that of a layer in one of T5's blocks.
+    """
+    found = LAYER.search(name)
+    if not found:
+        raise ValueError(f"'{name}' is no layer of a T5 block, such as encoder.block.0.layer.0.SelfAttention.q.weight")
+    side, part, letter, factor = found.groups()
+    return " ".join(filter(None, ("cross" if part == "EncDecAttention" else side, letter, factor)))
+
+
+def adapter_spaces(table: Table) -> Figure:
+    """The two task vectors of an adapter: cosines between tasks, and Task Arithmetic in both spaces."""
+    figure, (left, right) = new_figure(10.5, 3.9, columns=2)
+    _cosines(left, table[table["quantity"] == "cosine"])
+    scores = table[table["quantity"] == "accuracy"]
+    by_seed = 100 * scores.groupby(["space", "scaling_factor", "seed"])["value"].mean()
+    for number, (space, label) in enumerate(SPACES.items()):
+        means = by_seed[space].unstack("seed")
+        style = {"color": f"C{number}", "marker": "os"[number], "ls": ("-", "--")[number], "label": label}
+        band(right, means.mean(axis=1), means.std(axis=1, ddof=1), **style)
+    percent_axis(right, "y", "mean validation score (%)")
+    right.set(xlabel="scaling factor", title=f"Task Arithmetic; {seed_count(scores)}")
+    right.legend(title="task vector", frameon=False)
+    return figure
+
+
+def _cosines(axes: Axes, table: Table) -> None:
+    """A point per pair of tasks: its cosine in one space against that in the other, mean over seeds."""
+    wide = table.pivot_table(index=["task", "other"], columns="space", values="value")
+    axes.plot(wide["weights"], wide["adapter"], "o", color="C0", alpha=0.7)
+    low, high = min(wide.min().min(), 0), wide.max().max()
+    axes.plot([low, high], [low, high], color="0.6", lw=1, ls="--")
+    axes.annotate("equal", (low, low), (14, 2), textcoords="offset points", color="0.4")
+    axes.set(xlabel="cosine in the weights", ylabel="cosine in the adapter", title="Pairs of tasks")
+
+
+def first_token(table: Table) -> Figure:
+    """The first token of the answers of the pre-trained model, the merged one and the experts: how sure, how right."""
+    figure, panels = new_figure(10.5, 0.42 * table["task"].nunique() + 1.4, columns=2)
+    tasks, colours = list(table["task"].unique()), dict(zip(MODELS, sns.color_palette("colorblind"), strict=False))
+    for axes, (column, scale) in zip(panels, {"entropy": 1, "right": 100}.items(), strict=True):
+        found = scale * table.groupby(["model", "task"])[column].agg(["mean", "std"])
+        for number, model in enumerate(MODELS):
+            rows, heights = found.loc[model].loc[tasks], [-place + 0.2 * (1 - number) for place in range(len(tasks))]
+            style = {"color": colours[model], "fmt": "osD"[number], "ms": 6, "capsize": 2, "label": model}
+            axes.errorbar(rows["mean"], heights, xerr=rows["std"].fillna(0), **style)
+        axes.set_yticks([-place for place in range(len(tasks))], [clean(task) for task in tasks])
+        axes.grid(axis="x", color="0.92")
+    panels[0].set(xlabel="mean entropy of the first token (nats)", title="How sure")
+    percent_axis(panels[1], "x", "first token is the right one (%)")
+    panels[1].set_title(f"How right; {seed_count(table)}")
+    panels[1].tick_params(axis="y", labelleft=False)
+    panels[1].legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure

@@ -1,0 +1,82 @@
+"""What test-time adaptation minimises on unlabelled texts: the entropy of the first decoded token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lib.device import Runtime
+from lib.flat_model import FlatModel
+from lib.language.tokens import PADDING
+from lib.objectives import PredictionObjective
+from lib.store import digest
+
+
+def model_inputs(rows: Tensor, device: str) -> dict[str, Tensor]:
+    """Keyword arguments for a T5: token numbers and their mask, without columns that hold padding alone.
+
+    Args:
+        rows: int32 [N, L], padded with 0.
+        device: where to.
+    """
+    mask = rows != PADDING
+    longest = int(mask.sum(1).max())
+    return {
+        "input_ids": rows[:, :longest].long().to(device),
+        "attention_mask": mask[:, :longest].long().to(device),
+    }
+
+
+def first_token_logits(model: nn.Module, inputs: Mapping[str, Tensor], runtime: Runtime) -> Tensor:
+    """Logits of the first token of the answer, over the whole vocabulary: [N, V]."""
+    start = torch.zeros_like(inputs["input_ids"][:, :1])  # T5 starts to decode with the padding token
+    with runtime.autocast():
+        return model(**inputs, decoder_input_ids=start).logits[:, 0].float()
+
+
+class TokenObjective(PredictionObjective[dict[str, Tensor]]):
+    """Entropy of the first decoded token (paper, section 4.1), by default; see `PredictionObjective`.
+
+    On a CPU, where padding costs time, each task's prompts go through the model by themselves.
+
+    Args:
+        model: a T5 bound to flat vectors.
+        prompts: unlabelled token numbers, one int32 [N_t, L_t] per task, padded with 0.
+        classes: how many answers each task knows: the size of the mixture that information maximisation evens out.
+        runtime: device and precision.
+        options: `batch`, `seed`, `objective`, `diversity`, `rows_at_once` of `PredictionObjective`.
+
+    Raises:
+        ValueError: if a task has no prompts, or prompts are not int32 [N, L].
+    """
+
+    def __init__(
+        self, model: FlatModel, prompts: Sequence[Tensor], classes: Sequence[int], runtime: Runtime, **options: object
+    ) -> None:
+        for number, rows in enumerate(prompts):
+            if rows.dtype != torch.int32 or rows.dim() != 2 or len(rows) == 0:
+                raise ValueError(f"prompts of task {number} are {rows.dtype} {list(rows.shape)}, expected int32 [N, L]")
+        if runtime.device == "cpu":
+            options = {"rows_at_once": 1} | options
+        super().__init__(model, runtime, [len(rows) for rows in prompts], classes, **options)
+        self.prompts = list(prompts)
+
+    def inputs(self, rows: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Token numbers and mask of the rows of all tasks."""
+        longest = max(self.prompts[task].shape[1] for task in rows)
+        padded = [
+            torch.nn.functional.pad(self.prompts[task][own], (0, longest - self.prompts[task].shape[1]))
+            for task, own in rows.items()
+        ]
+        return model_inputs(torch.cat(padded), self.runtime.device)
+
+    def logits(self, module: nn.Module, inputs: dict[str, Tensor], rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
+        """One [B_t, V] per task."""
+        logits = first_token_logits(module, inputs, self.runtime)
+        return logits.split([len(own) for own in rows.values()])
+
+    def fingerprint(self) -> dict[str, str]:
+        """Hash of the prompts."""
+        return {"prompts": digest(*self.prompts)}

@@ -1,0 +1,66 @@
+"""T5 through transformers: the shipped tiny one, a folder in transformers' format, or a name on the hub.
+
+Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer",
+https://arxiv.org/abs/1910.10683.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+TINY_T5 = Path(__file__).resolve().parents[2] / "data" / "tiny_t5"
+
+
+@dataclass(frozen=True)
+class T5:
+    """A sequence-to-sequence model and its tokenizer.
+
+    Attributes:
+        model: float32, in evaluation mode, no parameter requires a gradient.
+        tokenizer: adds the end token to what it encodes.
+    """
+
+    model: T5ForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars of transformers: one for every small file that is read is noise in a notebook."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def load_t5(source: str = "") -> T5:
+    """Load a model and its tokenizer.
+
+    Only safetensors are read: opening a checkpoint runs no code.
+
+    Args:
+        source: "" for the shipped tiny T5, else a folder in transformers' format, or a name on the hub.
+
+    Raises:
+        FileNotFoundError: if a path is given that is no folder, or the folder holds no checkpoint.
+    """
+    folder = Path(source).expanduser() if source else TINY_T5
+    is_path = not source or source.startswith((".", "/", "~")) or folder.exists()
+    if is_path and not (folder / "config.json").is_file():
+        there = "name one with config.json, model.safetensors and a tokenizer"
+        mend = there if source else "run `python -m lib.language.pretraining`"
+        raise FileNotFoundError(f"no T5 checkpoint in {folder}; {mend}")
+    place = str(folder) if is_path else source
+    with quiet():
+        model = T5ForConditionalGeneration.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+    return T5(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(place))

@@ -1,0 +1,82 @@
+"""The entropy of the first decoded token: against its definition, whatever the padding and the grouping."""
+
+import inspect
+
+import pytest
+import torch
+from mini_t5 import mini_t5
+
+from lib.device import Runtime
+from lib.flat_model import FlatModel
+from lib.language.objective import TokenObjective
+from lib.objectives import OBJECTIVES
+
+
+def prompts(counts=(20, 20), lengths=(6, 9), seed=0):
+    torch.manual_seed(seed)
+    found = []
+    for count, length in zip(counts, lengths, strict=True):
+        rows = torch.randint(3, 40, (count, length), dtype=torch.int32)
+        for number, row in enumerate(rows):
+            end = 2 + number % (length - 1)
+            row[end - 1], row[end:] = 1, 0
+        found.append(rows)
+    return found
+
+
+def flat():
+    return FlatModel(mini_t5())
+
+
+def objective(model, rows, **options):
+    options = {"batch": 8, "seed": 0} | options
+    return TokenObjective(model, rows, [3, 2], Runtime(), **options)
+
+
+@pytest.mark.parametrize("rows_at_once", [0, 8])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_loss_and_gradient_are_those_of_the_definition(name, rows_at_once):
+    model, rows = flat(), prompts()
+    theta = model.initial()
+    batches = objective(model, rows, objective=name, diversity=0.5, rows_at_once=rows_at_once)
+    loss, gradient = batches(2)(theta)
+    gradient = gradient.clone()
+    total = 0.0
+    for task, chosen in batches.rows(2).items():
+        logits = []
+        for row in rows[task][chosen]:  # one by one and without padding
+            ids = row[row != 0].long()[None]
+            module = model.module
+            logits.append(module(input_ids=ids, decoder_input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0])
+        p = torch.stack(logits).softmax(-1)
+        mean = p.mean(0)
+        total = total - (p * p.log()).sum(-1).mean()
+        if name != "entropy":
+            total = total + 0.5 * (mean * mean.log()).sum()
+    model.move_to(theta)
+    total.backward()
+    assert loss == pytest.approx(total.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, model.gradient, atol=1e-6, rtol=1e-3)
+
+
+def test_only_the_named_parameters_are_moved_and_have_a_gradient():
+    module = mini_t5().requires_grad_(False)
+    names = [name for name, _ in module.named_parameters() if name.endswith("q.weight")]
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name in names)
+    model = FlatModel(module, names=names)
+    assert list(model.layout.names) == names
+    frozen = {name: p.detach().clone() for name, p in module.named_parameters() if name not in names}
+    loss, gradient = objective(model, prompts())(0)(model.initial() * 1.5)
+    assert gradient.abs().sum() > 0
+    assert all(torch.equal(dict(module.named_parameters())[name], tensor) for name, tensor in frozen.items())
+    assert loss > 0
+
+
+def test_there_is_no_way_in_for_targets_and_wrong_prompts_are_refused():
+    names = inspect.signature(TokenObjective).parameters
+    assert not [name for name in names if "target" in name or "label" in name]
+    with pytest.raises(ValueError, match=r"prompts of task 1 are torch.int64 \[20, 9\], expected int32"):
+        objective(flat(), [prompts()[0], prompts()[1].long()])
+    with pytest.raises(ValueError, match="unknown objective 'x'"):
+        objective(flat(), prompts(), objective="x")
