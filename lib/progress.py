@@ -42,19 +42,22 @@ def progress(
         yield from _bar(iterable, label, total, postfix)
         return
     start = last = time.monotonic()
-    done = 0
+    first, done = start, 0
     try:
         for done, item in enumerate(iterable, start=1):
             yield item  # what follows runs when the loop comes back for the next item, so item `done` is finished
             now = time.monotonic()
+            first = now if done == 1 else first
             if now - last >= every and done != total:
-                _print_line(label, done, total, now - start, postfix)
+                # The first item may have waited for what comes before it (a process to start, a kernel to compile).
+                left = (now - first) / (done - 1) * (total - done) if total and done > 1 else None
+                _print_line(label, done, total, now - start, postfix, left)
                 last = now
     except GeneratorExit:  # `break`, or an error in the loop's body: item `done` was begun but is not counted
         done -= 1
         raise
     finally:
-        _print_line(label, done, total, time.monotonic() - start, postfix, last=True)
+        _print_line(label, done, total, time.monotonic() - start, postfix)
 
 
 def _somebody_watches() -> bool:
@@ -76,12 +79,12 @@ def _print_line(
     total: int | None,
     seconds: float,
     postfix: Callable[[], str] | None,
-    last: bool = False,
+    left: float | None = None,
 ) -> None:
     count = f"{done}/{total}  {100 * done / total:.0f} %" if total else f"{done}"
     line = f"{label}  {count}  {duration(seconds)}"
-    if total and done and not last:
-        line += f", about {duration(seconds / done * (total - done))} left"
+    if left is not None:
+        line += f", about {duration(left)} left"
     if postfix is not None:
         line += f"  {postfix()}"
     print(line, flush=True)

@@ -37,6 +37,15 @@ def test_lines_are_at_least_every_apart_and_tell_the_time_left(clock, capsys):
     ]
 
 
+def test_a_slow_first_item_does_not_spoil_the_time_left(monkeypatch, capsys):
+    times = itertools.chain([0, 30], itertools.count(31))
+    monkeypatch.setattr(module.time, "monotonic", times.__next__)
+    monkeypatch.setattr(module, "_somebody_watches", lambda: False)
+    list(progress(range(10), "steps", every=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["steps  1/10  10 %  30.0 s", "steps  5/10  50 %  34.0 s, about 5.0 s left"]
+
+
 def test_without_a_length_there_is_no_share(clock, capsys):
     list(progress(iter(range(3)), "steps", every=2))
     assert capsys.readouterr().out.splitlines() == ["steps  2  2.0 s", "steps  3  4.0 s"]
