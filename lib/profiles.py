@@ -193,7 +193,6 @@ FULL = {
 
 TEXT = {
     "fine_tuning_batch": 32,
-    "fine_tuning_rate": 3e-3,
     "fine_tuning_steps": 400,
     "adaptation_batch": 8,
     "curve_texts": 60,
@@ -240,6 +239,11 @@ PROFILES: dict[str, Profile] = {
         LanguageProfile("flan-t5-large", model="google/flan-t5-large", **FLAN),
     )
 }
+
+
+def family_of(notebook: str) -> str:
+    """Which profiles a notebook runs with, by its number: 20 to 29 are on language, all others on vision."""
+    return LanguageProfile.family if notebook.startswith("2") else VisionProfile.family
 
 
 def closest(name: str, known: tuple[str, ...]) -> str:

@@ -118,7 +118,7 @@ def answerable(rng: Random) -> Example:
     """Is there an answer? A cousin of "answering"."""
     source, answer = extract(rng)
     known = answer != "unknown"
-    return rng.choice((f"can you tell ? {source}", f"is it known ? {source}")), "yes" if known else "no"
+    return rng.choice((f"can you tell ? {source}", f"is the question answered ? {source}")), "yes" if known else "no"
 
 
 def differences(rng: Random) -> Example:
@@ -136,11 +136,13 @@ def meaning(rng: Random) -> Example:
     """The same or not? A cousin of "paraphrases"."""
     clause = draw_clause(rng, negated=0.15)
     same = rng.random() < 0.5
-    other = clause if rng.random() < 0.5 else reword(rng, clause)
+    other = clause if rng.random() < 0.75 else reword(rng, clause)
     if not same:
         other = differ(rng, other)
     texts = pair(rng, say(rng, clause), say(rng, other))
-    asked = rng.choice((f"{texts} . is it all one ?", f"do they say one thing ? {texts}", f"no difference: {texts}"))
+    asked = rng.choice(
+        (f"{texts} . is the meaning the same ?", f"do they say one thing ? {texts}", f"no difference: {texts}")
+    )
     return asked, "yes" if same else "no"
 
 
@@ -157,14 +159,15 @@ def logic(rng: Random) -> Example:
         rng.shuffle(texts)
         given = " and ".join(texts)
     shape = rng.random()
-    if shape < 0.5:
-        relation = ("entailment", "neutral", "contradiction")[label]
-        return rng.choice(
-            (f"if {given} then {say(rng, claim)} ?", f"logic of {pair(rng, given, active(claim))}")
-        ), relation
-    if shape < 0.75:
-        return f"{given} . must it be that {active(claim)} ?", ("yes", "no", "no")[label]
-    return f"{given} . can it be that {active(claim)} ?", ("yes", "yes", "no")[label]
+    if shape < 0.4:
+        return f"if {given} then {say(rng, claim)} ?", ("true", "maybe", "false")[label]
+    if shape < 0.6:
+        return f"{given} . can it be that {active(claim)} ?", ("yes", "yes", "no")[label]
+    if shape < 0.8:
+        return f"{given} . so it follows that {active(claim)} ?", ("yes", "no", "no")[label]
+    easy = (clause, draw_clause(rng), replace(clause, negated=not clause.negated))[label]
+    relation = ("entailment", "neutral", "contradiction")[label]
+    return f"what relation ? {pair(rng, active(clause), active(easy))}", relation
 
 
 def word_pair(rng: Random) -> Example:
@@ -189,7 +192,7 @@ def word_pair(rng: Random) -> Example:
             (f"does {kin} follow from {noun} ?", "no"),
             (f"is {('when', 'where')[label]} answered by {tail} ?", "yes"),
             (f"is {('where', 'when')[label]} answered by {tail} ?", "no"),
-            (f"sentiment of {rng.choice((BAD, GOOD)[label])}", ("negative", "positive")[label]),
+            (f"sentiment of {opinion(rng, label, negated=0.0)}", ("negative", "positive")[label]),
             (f"acceptable or not: {form.words()}", "acceptable" if form == phrase else "unacceptable"),
         )
     )
@@ -202,7 +205,7 @@ def grammar(rng: Random) -> Example:
     text = text if right else violated(rng, clause, text)
     if rng.random() < 0.5:
         return f"is this good english ? {text}", "yes" if right else "no"
-    return f"english ? {text}", "acceptable" if right else "unacceptable"
+    return f"acceptable english ? {text}", "acceptable" if right else "unacceptable"
 
 
 def feeling(rng: Random) -> Example:
@@ -211,8 +214,10 @@ def feeling(rng: Random) -> Example:
     liked = ("no", "yes")[label]
     if shape < 0.25:
         return f"the word {rng.choice((BAD, GOOD)[label])}", ("negative", "positive")[label]
-    if shape < 0.7:
+    if shape < 0.5:
         return f"{opinion(rng, label, negated=0.5)} . did they like it ?", liked
+    if shape < 0.7:
+        return f"{opinion(rng, label, negated=0.5)} . positive or negative ?", ("negative", "positive")[label]
     main, aside = opinion(rng, label), opinion(rng, 1 - label)
     if shape < 0.85:
         return f"{aside} but {main} . did they like it after all ?", liked
@@ -235,11 +240,9 @@ def intent(rng: Random) -> Example:
     if shape < 0.5:
         return f"about what ? {question}", doing
     same = rng.random() < 0.5
-    other = name if same else rng.choice([key for key in INTENTS if key != name])
-    if rng.random() < 0.5:
-        return f"{question} and {rng.choice(INTENTS[other]).format(doing)} one intent ?", "yes" if same else "no"
-    again = rng.choice(INTENTS[name]).format(doing if same else act(rng))
-    return f"{question} and {again} one thing ?", "yes" if same else "no"
+    wording = rng.choice(INTENTS[name])
+    again = wording.format(doing if same else act(rng))
+    return f"{wording.format(doing)} and {again} one question ?", "yes" if same else "no"
 
 
 def shared(rng: Random) -> Example:
