@@ -31,7 +31,7 @@ unexport VIRTUAL_ENV PYTHONHOME
 ONE_THREAD = OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study reproduce test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study language reproduce test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ $(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
 study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped
 	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
 	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" params="$(PARAMS)"
+
+language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE=flan-t5-base for the paper's models
+	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),tiny-t5,$(PROFILE))
 
 # The profile "tiny" has its full budgets in "tiny-full"; every other profile's are full as they are.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
@@ -70,8 +73,10 @@ benchmark: $(PEERS) ## Time one mask step against FusionBench and a memory copy 
 	@$(PY) -m benchmarks.adaptation
 	@$(PY) -m lib.figures --benchmarks
 
+# Without a PROFILE both committed sets: vision and language.
 figures: $(READY) ## Redraw every figure of the full run from its saved tables; runs no model
-	@$(PY) -m lib.figures --profile $(PROFILE:tiny=tiny-full) --seed "$(SEED)"
+	@for profile in $(if $(filter file,$(origin PROFILE)),tiny-full tiny-t5,$(PROFILE)); do \
+	  $(PY) -m lib.figures --profile $$profile --seed "$(SEED)" || exit 1; done
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks

@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lib.profiles import SETTINGS, get_profile, typed
+from lib.profiles import SETTINGS, family_of, get_profile, typed
 
 # One row per notebook: the notebooks whose results it needs, the tables it writes.
 NOTEBOOKS = {
@@ -31,6 +31,13 @@ NOTEBOOKS = {
     "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
+    "20_language_fine_tuning": ([], ["learning_curves", "cross_evaluation", "similarity", "adapter_spaces"]),
+    "21_language_fusion": (["20_language_fine_tuning"], ["fusion", "scaling", "baselines"]),
+    "22_language_concrete": (
+        ["20_language_fine_tuning"],
+        ["concrete_task_arithmetic", "adaptation", "concrete_adamerging", "adaptation_curve", "mask_curve", "density",
+         "first_token", "against_the_paper"],
+    ),
     "90_results": (
         ["03_fusion_baselines", "05_test_time_adaptation", "06_concrete_task_arithmetic", "07_concrete_adamerging"],
         ["results", "against_the_paper"],
@@ -59,9 +66,12 @@ ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, va
 # The same check as in the notebooks, before anything runs. Changed parameters file their results under a name of their own.
 try:
     fields = {name: typed(value) for name, value in PARAMS.items()} | TEXTS
-    PROFILE = get_profile(TEXTS["profile"], **{k: v for k, v in fields.items() if k not in SETTINGS}).label
+    profile = get_profile(TEXTS["profile"], **{k: v for k, v in fields.items() if k not in SETTINGS})
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+PROFILE = profile.label
+# A profile runs the notebooks of its family.
+NOTEBOOKS = {name: row for name, row in NOTEBOOKS.items() if family_of(name) == profile.family}
 RUNS = f"runs/{PROFILE}"
 RESULTS = f"data/results/{PROFILE}"
 
@@ -82,7 +92,7 @@ def code_of(notebook):
 SHARED = digest(
     [
         (path.as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted([*Path("lib").rglob("*.py"), *Path("data/tiny_clip").glob("*")])
+        for path in sorted([*Path("lib").rglob("*.py"), *Path("data").glob("tiny_*/*")])
         if path.is_file()
     ]
 )

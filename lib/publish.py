@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 
+from lib.profiles import family_of, get_profile
+
 Notebook = nbformat.NotebookNode
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,8 +40,8 @@ def with_outputs(source: Notebook, executed: Notebook) -> Notebook:
     return source
 
 
-def publish(executed_folder: Path, notebook_folder: Path) -> list[Path]:
-    """Give every notebook of `notebook_folder` the outputs of its executed copy; nothing is written unless all fit.
+def publish(executed_folder: Path, notebook_folder: Path, family: str = "vision") -> list[Path]:
+    """Give every notebook of a family the outputs of its executed copy; nothing is written unless all fit.
 
     Returns:
         The notebooks that were written.
@@ -49,7 +51,7 @@ def publish(executed_folder: Path, notebook_folder: Path) -> list[Path]:
         ValueError: if a notebook's code has changed since its run.
     """
     ready = {}
-    for path in sorted(notebook_folder.glob("*.ipynb")):
+    for path in sorted(path for path in notebook_folder.glob("*.ipynb") if family_of(path.name) == family):
         copy = executed_folder / path.name
         if not copy.is_file():
             raise FileNotFoundError(f"{copy} does not exist; run `make study` first")
@@ -69,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     try:
-        written = publish(ROOT / "runs" / given.profile / f"seed{given.seed}", ROOT / "notebooks")
+        family = get_profile(given.profile.split("+")[0]).family  # changed parameters: tiny+mask_steps=50
+        written = publish(ROOT / "runs" / given.profile / f"seed{given.seed}", ROOT / "notebooks", family)
     except (FileNotFoundError, ValueError) as error:
         print(f"Nothing published: {error}", file=sys.stderr)
         return 1

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lib import figures
 from lib.evaluation import gather, main_table, paired_difference
+from lib.profiles import LanguageProfile, VisionProfile, family_of
 from lib.study import ROOT, open_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -28,17 +29,19 @@ def code_cells(notebook):
 
 def test_there_are_notebooks():
     assert [path.stem[:2] for path in NOTEBOOKS] == [
-        "00", "01", "02", "03", "04", "05", "06", "07", "08", "10", "11", "12", "13", "90",
+        "00", "01", "02", "03", "04", "05", "06", "07", "08", "10", "11", "12", "13", "20", "21", "22", "90",
     ]  # fmt: skip
 
 
 def test_the_first_code_cell_holds_parameters_that_the_study_knows(notebook):
+    number = notebook.cells[0].source.removeprefix("# ")
+    family = LanguageProfile if family_of(number) == "language" else VisionProfile
     tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code_cells(notebook)[:1]
     namespace = {}
     exec(tagged[0].source, namespace)
     del namespace["__builtins__"]
-    assert open_study(namespace).profile.name == "tiny"
+    assert open_study(namespace, family).profile.name == family.default
 
 
 def test_cells_are_short_and_prose_frames_them(notebook):
@@ -64,11 +67,12 @@ def test_no_notebook_shows_a_path_of_the_machine_it_ran_on(notebook):
     assert not re.findall(r"/(?:work|home|root|tmp|Users)/\w+", nbformat.writes(notebook))
 
 
-def test_every_figure_is_drawn_from_the_committed_tables(tmp_path):
+@pytest.mark.parametrize("profile", ["tiny-full", "tiny-t5"])
+def test_every_figure_is_drawn_from_the_committed_tables(tmp_path, profile):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "results").symlink_to(ROOT / "data" / "results")
-    written = figures.draw_all("tiny-full", root=tmp_path)
-    committed = sorted(path.name for path in (ROOT / "figures" / "tiny-full").glob("*.png"))
+    written = figures.draw_all(profile, root=tmp_path)
+    committed = sorted(path.name for path in (ROOT / "figures" / profile).glob("*.png"))
     assert sorted(path.name for path in written) == committed
     for path in written:
         pixels = np.asarray(Image.open(path).convert("L"))

@@ -68,7 +68,7 @@ def cross_evaluation(table: Table) -> Figure:
     wide = held_out.pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
     figure, axes = new_figure(8.5, 6.2)
     heat_map(axes, wide, "accuracy (%)", fmt=".0f", vmin=0, vmax=100, cmap="viridis")
-    axes.set(xlabel="evaluated on", ylabel="expert of", title="Experts are good at their own task only")
+    axes.set(xlabel="evaluated on", ylabel="expert of", title="Every expert on every task")
     return figure
 
 
