@@ -63,7 +63,9 @@ def load_clip(source: str = "", pretrained: str = "") -> Clip:
 
     Args:
         source: "" for the shipped tiny CLIP, a folder holding `open_clip_config.json`, or an open_clip model name.
-        pretrained: for a model name, its weights (e.g. "openai"); downloaded by open_clip.
+        pretrained: for a model name, its weights (e.g. "openai"); downloaded by open_clip. The activation is the one
+            that these weights were trained with: OpenAI's compute with QuickGELU, and open_clip only warns if a model's
+            name, such as "ViT-B-32", stands for another.
 
     Raises:
         ValueError: if the folder or the name is unknown, or the shipped checkpoint is missing.
@@ -80,7 +82,8 @@ def load_clip(source: str = "", pretrained: str = "") -> Clip:
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of loading on the root logger
     try:
-        model = open_clip.create_model(name, pretrained=weights)
+        quick = bool(weights and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"))
+        model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=quick)
         tokenizer = open_clip.get_tokenizer(name)
     finally:
         logging.getLogger().setLevel(level)

@@ -85,7 +85,8 @@ def test_views_types_and_shared_storages(tmp_path, zipped):
     whole = torch.arange(24.0).view(4, 6)
     state = OrderedDict(
         whole=whole, transposed=whole.T, part=whole[1:3, ::2], half=torch.ones(3).half(), tied=whole,
-        number=torch.tensor(7), empty=torch.zeros(0, 3), truth=torch.tensor([True, False]), note="text", brain=torch.ones(2).bfloat16(),
+        number=torch.tensor(7), empty=torch.zeros(0, 3), truth=torch.tensor([True, False]), note="text",
+        brain=torch.ones(2).bfloat16(),
     )  # fmt: skip
     torch.save(state, tmp_path / "state.bin", _use_new_zipfile_serialization=zipped)
     found = read_tensors(tmp_path / "state.bin")
