@@ -62,6 +62,7 @@ for pair in shlex.split(str(config.get("params") or "")):
     PARAMS[name] = value
 ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, value)]
 ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, value)]
+ARGUMENTS = shlex.join(ARGUMENTS)  # no rule's params: a {task} in it would be taken for a wildcard
 
 # The same check as in the notebooks, before anything runs. Changed parameters file their results under a name of their own.
 try:
@@ -156,13 +157,13 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
                 # update(): a committed table stays until the notebook replaces it, and comes back if the notebook fails.
                 tables=[update(f"{RESULTS}/seed{seed}/{table}.csv") for table in tables],
             params:
-                code=digest(code_of(notebook), SHARED),
-                arguments=shlex.join([*ARGUMENTS, "-p", "seed", str(seed)]),
+                code=digest(code_of(notebook), SHARED, ARGUMENTS),
+                seed=seed,
             # Of two that could run, the one of the earlier seed, then the one with the smaller number.
             priority: 1000 - 100 * number - int(notebook[:2])
             threads: max(1, (workflow.cores or 1) // AT_ONCE)
             shell:
-                "exec {PYTHON} -m lib.run_notebook {input.source} {output.executed} --with-parent {params.arguments}"
+                "exec {PYTHON} -m lib.run_notebook {input.source} {output.executed} --with-parent {ARGUMENTS} -p seed {params.seed}"
 
 
 rule figures:

@@ -19,6 +19,7 @@ from lib.store import Checkpoint
 VERSION = 1  # part of every artifact key; raise it when the recipe's arithmetic changes
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.1  # share of the steps
+CURVE = ("task", "step", "loss", "validation_accuracy")
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
@@ -148,4 +149,4 @@ def fine_tune(
 
         checkpoint.save(state)
         on_step()
-    return theta, pd.DataFrame(curve, columns=["task", "step", "loss", "validation_accuracy"])
+    return theta, pd.DataFrame(curve, columns=list(CURVE))

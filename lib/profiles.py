@@ -7,10 +7,13 @@ import difflib
 from dataclasses import dataclass
 from typing import ClassVar, get_type_hints
 
+from lib.lineages import OWN, lineage_of, pattern_of
+
 DRAWN_TASKS = (
     "scenes vehicles aerial land_cover street_digits traffic_signs handwritten_digits textures"  # the paper's order
 )
 REAL_TASKS = "sun397 stanford_cars resisc45 eurosat cifar10 gtsrb mnist dtd"  # CIFAR-10 stands in SVHN's place
+PAPER_TASKS = "sun397 stanford_cars resisc45 eurosat svhn gtsrb mnist dtd"
 GLUE_TASKS = "cola mnli mrpc qnli qqp rte sst2 stsb"
 DRAWN_TEXT_TASKS = "acceptability inference paraphrases answering duplicates entailment sentiment similarity"
 
@@ -82,7 +85,13 @@ class Profile:
         }
         if "tasks" in changed:
             changed["tasks"] = ",".join(self.task_names)
-        return self.name + "".join(f"+{name}={value}" for name, value in changed.items()).replace("/", "_")
+        label = self.name + "".join(f"+{name}={value}" for name, value in changed.items())
+        return label.replace("/", "_").replace("{", "").replace("}", "")  # braces mean something to Snakemake
+
+    @property
+    def lineage(self) -> str:
+        """Whose fine-tuning the experts come from: "own", or as in `lib.lineages`."""
+        return OWN
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -99,6 +108,8 @@ class VisionProfile(Profile):
         head: "text" (frozen prompt embeddings) or "class-mean" (frozen mean features of the training images).
         head_scale: factor between cosine similarity and logit in every head (CLIP: 100). The tiny CLIP's own, 12.5, is
             what careless captions taught it; with it no prediction can be sure, so no expert either.
+        experts: where finished experts lie, a folder, a file or a name on the hub with {task} in it (the lineage's own
+            name of the set), or "hugging-face" for that lineage's repositories; "" trains them here.
         train_images: training images per task: how many are drawn, or at most taken from a real set.
         validation_images: likewise, for choosing hyperparameters.
         adaptation_images: likewise, unlabelled, for test-time adaptation.
@@ -115,6 +126,7 @@ class VisionProfile(Profile):
     pretrained: str = ""
     head: str = "text"
     head_scale: float = 40.0
+    experts: str = ""
     train_images: int = 4000
     validation_images: int = 250
     adaptation_images: int = 500
@@ -132,6 +144,11 @@ class VisionProfile(Profile):
     def curve_size(self) -> int:
         """Examples per task on which curves are scored."""
         return self.curve_images
+
+    @property
+    def lineage(self) -> str:
+        """Whose fine-tuning the experts come from: "own", "hugging-face" or "task-vectors"."""
+        return lineage_of(self.experts, self.task_names)
 
 
 @dataclass(frozen=True)
@@ -181,6 +198,11 @@ class LanguageProfile(Profile):
         """Examples per task on which curves are scored."""
         return self.curve_texts
 
+    @property
+    def lineage(self) -> str:
+        """Whose fine-tuning the experts come from: "own", or as published figures call adapters, e.g. "lora-16"."""
+        return f"lora-{self.lora_rank}" if self.adapters else OWN
+
 
 # `make reproduce`: the same model, tasks and experts as "tiny", more steps, every point of every ablation.
 FULL = {
@@ -188,6 +210,31 @@ FULL = {
     "adaptation_steps": 300,
     "evaluate_every": 50,
     "ablation_steps": 60,
+    "ablation_grid": "whole",
+}
+
+# The paper's protocol for CLIP. Fine-tuning as for the original task vectors, https://arxiv.org/abs/2212.04089: 2000
+# steps of 128 images, AdamW at 1e-5, 200 steps of warm-up (our tenth), cosine decay.
+CLIP = {
+    "tasks": PAPER_TASKS,
+    "pretrained": "openai",
+    "head_scale": 100.0,
+    "fine_tuning_steps": 2000,
+    "fine_tuning_batch": 128,
+    "fine_tuning_rate": 1e-5,
+    "adaptation_batch": 16,
+    "mask_steps": 2000,
+    "mask_rate": 1e-3,
+    "inner_rate": 1.0,
+    "adaptation_steps": 1000,
+    "adaptation_rate": 1e-3,
+    "evaluate_every": 200,
+    "train_images": 1_000_000,
+    "validation_images": 1000,
+    "adaptation_images": 1_000_000,
+    "test_images": 1_000_000,
+    "curve_images": 500,
+    "ablation_steps": 200,
     "ablation_grid": "whole",
 }
 
@@ -233,6 +280,9 @@ PROFILES: dict[str, Profile] = {
             mask_steps=200,
             adaptation_steps=200,
         ),
+        VisionProfile("clip-vit-b-32", model="ViT-B-32", **CLIP),
+        VisionProfile("clip-vit-b-16", model="ViT-B-16", **CLIP),
+        VisionProfile("clip-vit-l-14", model="ViT-L-14", **CLIP),
         LanguageProfile("tiny-t5", **TEXT),
         LanguageProfile("tiny-t5-real", tasks=GLUE_TASKS, max_length=256, **TEXT),
         LanguageProfile("flan-t5-base", model="google/flan-t5-base", **FLAN),
@@ -282,6 +332,8 @@ def get_profile(name: str, **overrides: object) -> Profile:
         if getattr(profile, field, allowed[0]) not in allowed:
             words = " or ".join(f"'{choice}'" for choice in allowed)
             raise ValueError(f"parameter '{field}' is '{getattr(profile, field)}', expected {words}")
+    if experts := getattr(profile, "experts", ""):
+        pattern_of(experts, profile.model)
     if not profile.task_names or len(set(profile.task_names)) < len(profile.task_names):
         raise ValueError(f"parameter 'tasks' is '{profile.tasks}': name at least one task, none of them twice")
     return profile

@@ -10,7 +10,7 @@ from functools import cached_property
 import pandas as pd
 from torch import Tensor, nn
 
-from lib import expert_statistics, fine_tuning, methods
+from lib import expert_statistics, fine_tuning, methods, published
 from lib.corruptions import corrupt
 from lib.evaluation import evaluate, score
 from lib.flat_model import FlatModel
@@ -228,6 +228,20 @@ class Workspace(BaseWorkspace):
             return score(features, self.heads[task], validation.labels)["accuracy"]
 
         return fine_tuning.fine_tune(self.model, self.theta0, loss_at, accuracy, task=task, **options)
+
+    def expert(self, task: str) -> Artifact:
+        """The expert of a task: tensor "theta" and its learning curve.
+
+        It is trained, or read from where the profile's `experts` says; then its learning curve is empty.
+        """
+        profile = self.study.profile
+        if not profile.experts:
+            return super().expert(task)
+        published.check_activation(self.clip.visual)
+        given = {"lineage": profile.lineage, "model": profile.model}
+        state, path = published.load_published(profile.experts, task, self.layout, self.theta0, **given)
+        no_curve = pd.DataFrame(columns=list(fine_tuning.CURVE))
+        return Artifact({"theta": self.layout.flatten(state)}, no_curve, {"file": str(path)})
 
     @cached_property
     def experts(self) -> dict[str, dict[str, Tensor]]:

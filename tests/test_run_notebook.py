@@ -129,9 +129,16 @@ def test_publishing_refuses_a_run_of_other_code(tmp_path):
         publish.publish(tmp_path / "runs", tmp_path / "notebooks")
 
 
-@pytest.mark.parametrize("seeds", ["3", "0 1 2"])
-@pytest.mark.parametrize("profile", ["tiny", "tiny-t5"])
-def test_the_graph_of_the_study(tmp_path, seeds, profile):
+@pytest.mark.parametrize(
+    ("profile", "seeds", "params"),
+    [
+        ("tiny", "3", "mask_steps=50"),
+        ("tiny", "0 1 2", "experts=~/clip/{task}/finetuned.pt"),
+        ("tiny-t5", "3", "adapters=~/experts/{task}"),
+        ("tiny-t5", "0 1 2", "mask_steps=50"),
+    ],
+)
+def test_the_graph_of_the_study(tmp_path, profile, seeds, params):
     """The Snakefile plans every notebook of a family once per seed (some once for all), with no results there yet."""
     text = (ROOT / "Snakefile").read_text()
     (tmp_path / "Snakefile").write_text(text)
@@ -143,7 +150,7 @@ def test_the_graph_of_the_study(tmp_path, seeds, profile):
     for name in names:
         nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "notebooks" / f"{name}.ipynb")
     names = [name for name in names if family_of(name) == get_profile(profile).family]
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", "params=mask_steps=50"]
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1", "--config", f"params={params}"]
     command += [f"seeds={seeds}", f"profile={profile}"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     shown = (run.stdout + run.stderr).splitlines()
