@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lib.device import Runtime
 from lib.flat_model import FlatModel
+from lib.lineages import one_lineage, tagged
 from lib.models import Preprocess, image_features
 
 COLUMNS = ("method", "task", "split", "seed", "accuracy", "loss", "n")
@@ -109,7 +110,12 @@ def linear_probe(
 
 
 def methods_by_tasks(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
-    """Percentages, one row per method (in order of appearance), one column per task and their mean, one decimal."""
+    """Percentages, one row per method (in order of appearance), one column per task and their mean, one decimal.
+
+    Raises:
+        ValueError: as everything below that compares methods, if the table mixes experts of several lineages.
+    """
+    one_lineage(table)
     chosen = table[table["split"] == split]
     wide = chosen.pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
     return wide.assign(mean=wide.mean(axis=1)).round(1)
@@ -123,8 +129,13 @@ def gather(tables: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
 
     Returns:
         Rows (method, task, split, seed, accuracy, loss, n); of a method in two tables the first one's, and no row of
-        what is no method of its own: the experts on other tasks, and controls.
+        what is no method of its own: the experts on other tasks, and controls. If the experts are published ones, also
+        the column `lineage`.
+
+    Raises:
+        ValueError: if the tables are of experts of several lineages.
     """
+    lineage = one_lineage(*(table for by_name in tables.values() for table in by_name.values()))
     parts = []
     for by_name in tables.values():
         cross = by_name[TABLES[0]]
@@ -134,7 +145,7 @@ def gather(tables: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
             known = table["method"].isin(rows["method"]) | table["method"].str.endswith("(control)")
             rows = pd.concat([rows, table[~known]])
         parts += [rows, cross[cross["method"] == cross["task"]].assign(method="Experts")]
-    return pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    return tagged(pd.concat(parts, ignore_index=True)[list(COLUMNS)], lineage)
 
 
 def main_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -158,6 +169,7 @@ def plus_minus(groups: DataFrameGroupBy) -> pd.DataFrame:
 
 def with_spread(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Methods by tasks and their mean as text, "mean ± std" in percent over seeds (with one seed the number alone)."""
+    one_lineage(results)
     by_task = results[results["split"] == split].groupby(["method", "task", "seed"], sort=False)["accuracy"].mean()
     wide = 100 * by_task.unstack("task")[list(results["task"].unique())]
     return plus_minus(wide.assign(mean=wide.mean(axis=1)).groupby("method", sort=False))
@@ -172,6 +184,7 @@ def kept(results: pd.DataFrame) -> pd.DataFrame:
 
 def _by_seed(results: pd.DataFrame) -> pd.DataFrame:
     """Mean held-out accuracy over tasks in percent: methods (in order of appearance) by seeds."""
+    one_lineage(results)
     held_out = results[results["split"] == "test"]
     return 100 * held_out.groupby(["method", "seed"], sort=False)["accuracy"].mean().unstack("seed").sort_index(axis=1)
 
@@ -244,8 +257,9 @@ def compare_with_full(
         against what ("same seed" or "mean"), tolerance, and whether it is within.
 
     Raises:
-        ValueError: if `live` holds more than one seed.
+        ValueError: if `live` holds more than one seed, or the runs are on experts of different lineages.
     """
+    one_lineage(live, full)
     here, there = _by_seed(live), _by_seed(full)
     if here.shape[1] != 1:
         raise ValueError(f"the live run must be one seed, its table has seeds {', '.join(map(str, here.columns))}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lib.lineages import OWN, one_lineage
 from lib.profiles import closest
 from lib.study import ROOT
 
@@ -70,7 +71,7 @@ def standing_in(sets: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def beside_published(
-    results: pd.DataFrame, *, lineage: str = "task-vectors", model: str = "ViT-B/32", path: Path = PUBLISHED
+    results: pd.DataFrame, *, lineage: str = "", model: str = "ViT-B/32", path: Path = PUBLISHED
 ) -> pd.DataFrame:
     """The methods that the study and the paper share, each as a share of its own experts' accuracy.
 
@@ -78,7 +79,7 @@ def beside_published(
 
     Args:
         results: rows (method, task, split, seed, accuracy) of one or more seeds, see `evaluation.gather`.
-        lineage: of the published checkpoints.
+        lineage: of the published checkpoints; by default that of the results' experts, of own ones "task-vectors".
         model: theirs.
         path: the published table.
 
@@ -88,8 +89,15 @@ def beside_published(
         a score here or there is left out, and so are the experts themselves.
 
     Raises:
-        ValueError: if no experts are published on that lineage, or an unknown one is asked for.
+        ValueError: if no experts are published on that lineage, an unknown one is asked for, or the results are from
+            published experts of another.
     """
+    here = one_lineage(results)
+    lineage = lineage or ("task-vectors" if here == OWN else here)
+    if here not in (OWN, lineage):
+        raise ValueError(
+            f"the results are from experts of lineage '{here}', not '{lineage}': compare them with their own"
+        )
     there = published(lineage=lineage, model=model, experiment="eight tasks", path=path)
     there = there[there["task"] == "mean"].set_index("method")["score"]
     if "Experts" not in there:

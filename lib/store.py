@@ -25,6 +25,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lib.lineages import one_lineage
+
 
 @contextmanager
 def atomic_path(path: Path):  # noqa: ANN201 - a context manager over a Path
@@ -65,10 +67,13 @@ def load_table(path: Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: naming the table and the command that makes it.
+        ValueError: if it mixes experts of several lineages.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no saved table at {path}: run the notebook that makes it, or `make study`")
-    return pd.read_csv(path)
+    table = pd.read_csv(path)
+    one_lineage(table)
+    return table
 
 
 class Checkpoint:

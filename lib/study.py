@@ -12,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from lib.device import Runtime, choose_runtime
+from lib.lineages import one_lineage, tagged
 from lib.profiles import PROFILES, SETTINGS, Profile, VisionProfile, closest, field_names, get_profile, has_type
 from lib.store import Store, atomic_path, circumstances, exclusive, load_table, save_table
 
@@ -70,16 +71,18 @@ class Study:
     def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as CSV under the study's results and give it back as it was read again.
 
+        A table made with published experts gets the column `lineage`; without the column, the experts are own ones.
         `about.json` beside the tables notes parameters, seed, versions, machine, and for each table the seconds from
         the opening of its notebook to its saving (results that the store already had cost none of them).
         """
-        path = save_table(table, self.results / f"{name}.csv")
+        path = save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
         about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
         with exclusive(self.results):  # another notebook may be saving at the same time
             seconds = json.loads(about.read_text())["seconds"] if about.is_file() else {}
             seconds |= {name: noted.pop("seconds")}
             noted = {
                 "parameters": asdict(self.profile),
+                "lineage": self.profile.lineage,
                 "seed": self.seed,
                 **noted,
                 "seconds": dict(sorted(seconds.items())),
@@ -140,10 +143,12 @@ def all_seeds(results: Path, name: str) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: if no seed has it.
+        ValueError: if the seeds were run on experts of different lineages.
     """
     tables = [by_name[name].assign(seed=seed) for seed, by_name in load_seeds(results, name).items()]
     if not tables:
         raise FileNotFoundError(f"no saved table {name}.csv below {results}: run `make study` or `make reproduce`")
+    one_lineage(*tables)
     return pd.concat(tables, ignore_index=True)
 
 

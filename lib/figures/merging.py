@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.figures.curves import colours_of
+from lib.lineages import one_lineage
 from lib.plotting import ORDER, heat_map, method_colours, method_rows, new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
@@ -72,6 +73,7 @@ def concrete_adamerging(table: Table) -> Figure:
 
 def _gains(table: Table, base: str) -> Figure:
     """Held-out accuracy minus that of a base method, within each seed."""
+    one_lineage(table)
     held_out = table[table["split"] == "test"]
     wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
     difference = wide.drop(columns=base).sub(wide[base], axis=0)
@@ -87,7 +89,11 @@ def results(table: Table) -> Figure:
     """Held-out accuracy of every method: a tick per task, a dot for the mean over tasks and seeds.
 
     A ring is the same method with its scaling factor chosen on validation images.
+
+    Raises:
+        ValueError: if the table mixes experts of several lineages.
     """
+    one_lineage(table)
     held_out = table[table["split"] == "test"]
     wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
     present = [method for method in ORDER if method in wide]
