@@ -112,7 +112,8 @@ if workflow.is_main_process and not workflow.dryrun:
 # notebook has already explained. The whole record is in .snakemake/log.
 CHATTER = (
     "Select jobs", "Execute ", "Using shell", "Building DAG", "Touching output", "Complete log", "Elapsed time",
-    "RuleException:\nCalledProcessError", "Shutting down", "Exiting because", "WorkflowError:\nAt least one job",
+    "RuleException:\nCalledProcessError", "Cannot restore", "Shutting down", "Exiting because",
+    "WorkflowError:\nAt least one job",
 )  # fmt: skip
 logger.addFilter(lambda record: workflow.dryrun or not record.getMessage().lstrip().startswith(CHATTER))
 
