@@ -226,9 +226,9 @@ class LanguageWorkspace(BaseWorkspace):
         for split in splits or ("test",):
             for name in tasks or self.tasks:
                 prompts, targets = self.inputs(split, name, corruption)[:limit], self.examples(split, name).targets
-                answers = generate(module, self.t5, prompts, self.study.runtime, self._answer_length(name))
-                scores = score(self.tasks[name], answers, targets[: len(prompts)])
-                scores["loss"] = target_loss(module, prompts, self.tokens(split, name).targets, self.study.runtime)
+                wanted, length = self.tokens(split, name).targets[:limit], self._answer_length(name)
+                answers, loss = respond(module, self.t5, prompts, wanted, self.study.runtime, length)
+                scores = score(self.tasks[name], answers, targets[: len(prompts)]) | {"loss": loss}
                 rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
         return pd.DataFrame(rows)[[*COLUMNS, "invalid"]]
 
@@ -278,15 +278,34 @@ def generate(module: nn.Module, t5: T5, prompts: Tensor, runtime: Runtime, lengt
 
 
 @torch.no_grad()
-def target_loss(module: nn.Module, prompts: Tensor, targets: Tensor, runtime: Runtime, batch: int = 128) -> float:
-    """Mean cross-entropy (nats) of the targets' tokens: each answer the mean over its own, then over answers."""
+def respond(
+    module: nn.Module, t5: T5, prompts: Tensor, targets: Tensor, runtime: Runtime, length: int, batch: int = 128
+) -> tuple[list[str], float]:
+    """The answers as in `generate`, and how far the model was from the targets; prompts are read once for both.
 
-    def losses(rows: Tensor) -> list[float]:
-        labels = targets[rows].long().to(runtime.device)
+    Args:
+        module: T5, with or without an adapter.
+        t5: holds the tokenizer.
+        prompts: int32 [N, L].
+        targets: int32 [N, M], padded with -100.
+        runtime: device and precision.
+        length: tokens of an answer at most; longer answers are cut.
+        batch: prompts at a time.
+
+    Returns:
+        N answers, and the mean cross-entropy (nats) of the targets' tokens: of each target the mean over its own,
+        then over targets.
+    """
+
+    def answer(rows: Tensor) -> list[tuple[str, float]]:
+        inputs, labels = model_inputs(prompts[rows], runtime.device), targets[rows].long().to(runtime.device)
         with runtime.autocast():
-            logits = module(**model_inputs(prompts[rows], runtime.device), labels=labels).logits.float()
+            read = {"encoder_outputs": module.get_encoder()(**inputs), "attention_mask": inputs["attention_mask"]}
+            found = module.generate(**read, max_new_tokens=length, do_sample=False, num_beams=1)
+            logits = module(**read, labels=labels).logits.float()
         each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
-        return (each.sum(1) / (labels != IGNORED).sum(1)).tolist()
+        losses = each.sum(1) / (labels != IGNORED).sum(1)
+        return list(zip(t5.tokenizer.batch_decode(found, skip_special_tokens=True), losses.tolist(), strict=True))
 
-    found = in_batches(prompts, batch, losses)
-    return sum(found) / len(found)
+    answers, losses = zip(*in_batches(prompts, batch, answer), strict=True)
+    return list(answers), sum(losses) / len(losses)
