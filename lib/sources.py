@@ -12,7 +12,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Iterator
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 FILE_SPLITS = ("train", "validation", "test")  # what the files are called; "validation" is optional
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels")
+ROWS_AT_ONCE = 64  # read from a file together
+WAITING = 8  # encoded images per core that wait to be decoded: enough to keep it busy
 
 
 class DataError(ValueError):
@@ -139,8 +144,9 @@ class Source:
             DataError: if a file cannot be read.
         """
         for path in self.files(split):
-            with readable(path), parquet.ParquetFile(path) as file:
-                for batch in file.iter_batches(256, columns=[column]):
+            # With a buffer, a column is read piece by piece; without, a whole row group at a time.
+            with readable(path), parquet.ParquetFile(path, buffer_size=1 << 20) as file:
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
                     yield from batch.column(0).to_pylist()
 
 
@@ -216,15 +222,19 @@ def _names_of(
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
-    """Resize the shorter side to `size` (bicubic, anti-aliased), crop the centre: uint8 [3, size, size]."""
+    """Resize the shorter side to `size` (bicubic, anti-aliased), crop the centre: uint8 [3, size, size].
+
+    The pixels are those of open_clip's own preprocessing before it normalises them. Only images with a palette or an
+    alpha channel differ: they become RGB first here, because Pillow cannot blend the numbers of colours.
+    """
     if image.mode.startswith("I;16"):  # 16-bit grey: Pillow would clip it at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGB")
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)  # rounded down, as torchvision does
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = round((width - size) / 2), round((height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
 
 
@@ -244,14 +254,51 @@ def read_images(source: Source, split: str, rows: np.ndarray, size: int) -> np.n
         DataError: naming file and row of an image that cannot be decoded.
     """
     images = np.empty((len(rows), 3, size, size), dtype=np.uint8)
+    for _ in decode_rows(source, split, rows, size, images.__setitem__):
+        pass
+    return images
+
+
+def decode_rows(
+    source: Source, split: str, rows: np.ndarray, size: int, keep: Callable[[int, np.ndarray], None]
+) -> Iterator[None]:
+    """Decode some rows of a file split on all cores, with few of them in memory at a time.
+
+    Args:
+        source: the set.
+        split: the file split.
+        rows: which of its rows.
+        size: side of the images in pixels.
+        keep: called with a place in `rows` and the image that belongs there, uint8 [3, size, size]; by several threads
+            at once, in no order.
+
+    Yields:
+        None for every image that is done. Close the generator to stop early.
+
+    Raises:
+        DataError: naming file and row of an image that cannot be decoded.
+    """
     place = {int(row): index for index, row in enumerate(rows)}
-    for row, stored in enumerate(source.values(split, source.columns(split)[0])):
-        if row not in place:
-            continue
+
+    def work(row: int, stored: object) -> None:
         try:
-            images[place[row]] = decode(stored, size)
+            image = decode(stored, size)
         except Exception as error:  # Pillow raises many kinds, struct.error among them
             raise DataError(
                 f"{source.row(split, row)}: the image cannot be decoded ({error}); drop that row or copy the file again"
             ) from error
-    return images
+        keep(place[row], image)
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores)  # threads: Pillow lets others run while it decodes and resizes
+    waiting: deque[Future] = deque()
+    try:
+        for row, stored in enumerate(source.values(split, source.columns(split)[0])):
+            if row in place:
+                waiting.append(pool.submit(work, row, stored))
+            if len(waiting) > WAITING * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # when this generator has ended, nothing calls `keep` any more

@@ -123,12 +123,24 @@ def key_of(determines: Mapping[str, object]) -> str:
 
 
 def digest(*tensors: Tensor) -> str:
-    """A short hash of the tensors' types, shapes and values, for keys."""
+    """A short hash of the tensors' types, shapes and values, for keys.
+
+    What `remember_digest` said of a tensor stands for its values: images that are mapped are not read for it.
+    """
     total = hashlib.sha256()
     for tensor in tensors:
         total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-        total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        known, version = getattr(tensor, "_known_digest", ("", 0))
+        if known and version == tensor._version:
+            total.update(known.encode())
+        else:
+            total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()[:16]
+
+
+def remember_digest(tensor: Tensor, text: str) -> None:
+    """Let `digest` take `text` for the tensor's values, until they are changed. Slices and copies do not inherit it."""
+    tensor._known_digest = (text, tensor._version)
 
 
 class Store:

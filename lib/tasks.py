@@ -6,12 +6,16 @@
     test         held-out images that nothing ever sees before the score
 
 Drawn tasks draw each split from seeds of its own. A real set's test split is cut into adaptation and test halves; its
-validation split is its own or a tenth of train. Every split is made once and cached as safetensors.
+validation split is its own or a tenth of train. Every split is made once and cached as safetensors; what is cached is
+mapped into memory, not read, so a set may be larger than memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,20 +23,23 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.drawing import MODULES, TASK_WILD, Job, draw_splits, drawing, source_tag
+from lib.mapped import in_words, new_file, read_file, remove_unfinished
+from lib.progress import progress
 from lib.registry import MENDS, REGISTRY
-from lib.sources import Contents, DataError, Source, download, fit, read_contents, read_images
+from lib.sources import Contents, DataError, Source, decode_rows, download, fit, read_contents
 from lib.splits import choose_rows, file_split_of
-from lib.store import atomic_path, key_of
+from lib.store import atomic_path, exclusive, key_of
 
-__all__ = ["REGISTRY", "SPLITS", "DataError", "Split", "Task", "load_split", "load_task", "prepare"]
+__all__ = ["REGISTRY", "SPLITS", "DataError", "Split", "Task", "load_split", "load_splits", "load_task", "prepare"]
 
 SPLITS = ("train", "validation", "adaptation", "test")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 FORMAT = 1  # part of every cached split's name: raise it when what is stored changes
+REAL_FORMAT = 2  # likewise, for real sets
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 [N, 3, H, W], and labels, int64 [N]."""
+    """Images, uint8 [N, 3, H, W], and labels, int64 [N]; views of a file, so they are for reading only."""
 
     images: Tensor
     labels: Tensor
@@ -186,10 +193,28 @@ def load_split(
     prepare([task], splits=[split], sizes=sizes, image_size=image_size, data_root=data_root, cache=cache, seed=seed)
     path = _cached(task, split, sizes, image_size, data_root, cache, seed)
     try:
-        tensors = load_file(path)
+        tensors = read_file(path)
     except SafetensorError as error:
         raise DataError(f"cached images {path} cannot be read ({error}); delete the file") from error
     return Split(tensors["images"], tensors["labels"])
+
+
+def load_splits(tasks: Sequence[Task], split: str, **options: object) -> dict[str, Split]:
+    """One split of several tasks, by name; says in one line what reading real sets cost when nothing was decoded.
+
+    Args:
+        tasks: from `load_task`.
+        split: one of `SPLITS`.
+        options: the keyword arguments of `load_split`.
+    """
+    decoded = prepare(tasks, splits=[split], **options)
+    started = time.monotonic()
+    loaded = {task.name: load_split(task, split, **options) for task in tasks}
+    real = [loaded[task.name].images for task in tasks if task.source != "drawn"]
+    if real and not decoded:
+        count, size = sum(len(images) for images in real), in_words(sum(images.nbytes for images in real))
+        print(f"{split}: {count:,} images of {len(real)} sets mapped in {time.monotonic() - started:.2f} s, {size}")
+    return loaded
 
 
 def prepare(
@@ -201,27 +226,34 @@ def prepare(
     data_root: str = "",
     cache: Path,
     seed: int = 0,
-) -> None:
+) -> bool:
     """Make the missing splits of some tasks and cache them, with one pair of drawing processes for all of them.
 
     The arguments are those of `load_split`; calling this first only saves time.
+
+    Returns:
+        Whether images of real sets had to be decoded.
     """
     for split in splits:
         if split not in SPLITS:
             raise DataError(f"unknown split '{split}'; the splits are {', '.join(SPLITS)}")
     waiting: list[tuple[Job, Path]] = []
+    decoded = False
     for task in tasks:
         paths = {split: _cached(task, split, sizes, image_size, data_root, cache, seed) for split in splits}
         missing = {split: path for split, path in paths.items() if not path.is_file()}
         if task.source == "drawn":
             waiting += [(Job(task.name, split, sizes[split], seed), path) for split, path in missing.items()]
         elif missing:
-            _read(find_source(task.name, data_root), missing, sizes, image_size, seed)
+            with exclusive(cache / "splits"):  # one process at a time: each of them uses all cores
+                _read(task, find_source(task.name, data_root), missing, sizes, image_size, seed)
+            decoded = True
     drawn = draw_splits([job for job, _ in waiting])
     for (_, path), (images, labels) in zip(waiting, drawn, strict=True):
         if image_size != images.shape[-1]:
             images = np.stack([fit(Image.fromarray(image.transpose(1, 2, 0)), image_size) for image in images])
         _save(path, images, labels)
+    return decoded
 
 
 def _cached(
@@ -237,20 +269,46 @@ def _cached(
         source = find_source(task.name, data_root)
         if task.source != source_of(source):
             raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
-        determines |= {"source": source.fingerprint()}
+        determines |= {"source": source.fingerprint(), "format": REAL_FORMAT}
         determines |= {"validation": sizes.get("validation")} if split == "train" else {}
     return cache / "splits" / f"{task.name}-{split}-{key_of(determines)}.safetensors"
 
 
-def _read(source: Source, missing: Mapping[str, Path], sizes: Mapping[str, int], image_size: int, seed: int) -> None:
-    """Decode and cache some splits of a real set."""
+def _read(
+    task: Task, source: Source, missing: Mapping[str, Path], sizes: Mapping[str, int], image_size: int, seed: int
+) -> None:
+    """Decode some splits of a real set into files."""
     contents = read_contents(source)
     for split, path in missing.items():
+        if path.is_file():  # made by another process while this one waited
+            continue
         rows, file_split = choose_rows(contents, source.name, split, sizes, seed), file_split_of(contents, split)
         if not rows.size:
             count = len(contents.labels[file_split])
             raise DataError(f"{source}: {count} images of '{file_split}' are too few to make split '{split}'; add some")
-        _save(path, read_images(source, file_split, rows, image_size), contents.labels[file_split][rows])
+        remove_unfinished(path)
+        labels = contents.labels[file_split][rows]
+        _decode(path, source, file_split, rows, labels, image_size, f"decoding {task.title}, {split}")
+
+
+def _decode(
+    path: Path, source: Source, file_split: str, rows: np.ndarray, labels: np.ndarray, side: int, label: str
+) -> None:
+    """Decode rows into a file that holds labels, images and a hash of the images."""
+    shape = (len(rows), 3, side, side)
+    hashes: list[bytes] = [b""] * len(rows)
+    size = in_words(np.prod(shape, dtype=np.int64))
+    with new_file(path, {"labels": (torch.int64, shape[:1]), "images": (torch.uint8, shape)}) as file:
+        file.write("labels", 0, labels)
+
+        def keep(place: int, image: np.ndarray) -> None:
+            file.write("images", place, image)
+            hashes[place] = hashlib.sha256(np.ascontiguousarray(image)).digest()
+
+        with closing(decode_rows(source, file_split, rows, side, keep)) as done:
+            for _ in progress(done, label, total=len(rows), postfix=lambda: f"{size}, mapped from now on"):
+                pass
+        file.digests["images"] = hashlib.sha256(b"".join(hashes)).hexdigest()
 
 
 def _save(path: Path, images: np.ndarray, labels: np.ndarray) -> None:

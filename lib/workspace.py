@@ -23,7 +23,7 @@ from lib.rng import seed_of
 from lib.store import Artifact, Checkpoint, digest
 from lib.study import Study
 from lib.task_vectors import task_vectors
-from lib.tasks import Split, Task, load_split, load_task, prepare
+from lib.tasks import Split, Task, load_splits, load_task
 
 Table = pd.DataFrame
 
@@ -176,8 +176,7 @@ class Workspace(BaseWorkspace):
                 "data_root": self.study.data_root,
                 "cache": self.study.cache,
             }
-            prepare(list(self.tasks.values()), splits=[name], **options)
-            self._splits[name] = {key: load_split(task, name, **options) for key, task in self.tasks.items()}
+            self._splits[name] = load_splits(list(self.tasks.values()), name, **options)
         return self._splits[name]
 
     @cached_property
