@@ -90,7 +90,8 @@ def adapt(
             The two levels of a bi-level step take batches of their own. It may have what
             `lib.objectives.ImageObjective` has beside that: `report`, `state` and `load_state`.
         theta0: pre-trained parameters [D], or a function that writes them into a vector (see `lib.merge_step`).
-        task_vectors: [T, D]. To learn a mask alone, their sum [1, D] says as much (see `lib.streaming`).
+        task_vectors: [T, D], in float32 or half precision, on theta0's device or, mapped, on the CPU; sums of them are
+            made in float32. To learn a mask alone, their sum [1, D] says as much (see `lib.streaming`).
         layout: where the layers lie.
         steps: number of steps.
         coefficients: "task", "layer", or None to leave them at their initial value.
@@ -121,7 +122,7 @@ def adapt(
     shard = shard or Shard(layout)
     whole = shard.ranks == 1 and isinstance(theta0, Tensor)
     if whole:
-        check_task_vectors(theta0, task_vectors, layout)
+        check_task_vectors(theta0, task_vectors, layout, half=True)
     if learn_mask and rescaled_mask is not None:
         raise ValueError("give either learn_mask=True or a fixed rescaled_mask, not both")
     if not learn_mask and coefficients is None:
@@ -132,10 +133,15 @@ def adapt(
 
     tasks = len(task_vectors)
     if coefficients is None and tasks > 1:  # with coefficients left alone only the sum matters, whatever T
-        task_vectors = task_vectors.sum(0, keepdim=True)
+        like = theta0 if isinstance(theta0, Tensor) else task_vectors
+        if task_vectors.dtype == like.dtype and task_vectors.device == like.device:
+            task_vectors = task_vectors.sum(0, keepdim=True)
+        else:
+            task_vectors = concrete.weighted_sum(task_vectors, like.new_ones(tasks), layout)[None]
     lambdas = Coefficients(
         len(task_vectors), layout, coefficients,
-        initial=initial_coefficient, learning_rate=learning_rate, protocol=protocol, like=task_vectors,
+        initial=initial_coefficient, learning_rate=learning_rate, protocol=protocol,
+        like=theta0 if isinstance(theta0, Tensor) else task_vectors,
     )  # fmt: skip
     merging = MergeStep(theta0, task_vectors, layout, rescaled_mask=rescaled_mask, backend=backend, shard=shard)
     if learn_mask:
@@ -164,7 +170,7 @@ def adapt(
         if learn_mask:
             options = {"temperature": temperature, "seed": seed, "rescaled": protocol.rescale}
             mask, at = concrete.final_mask(merging.logits, layout, protocol.final_mask, **options), lambdas.start
-        return concrete.merge(theta0, task_vectors.to(theta0), lambdas.merged(at), layout, mask)
+        return concrete.merge(theta0, task_vectors, lambdas.merged(at), layout, mask)
 
     def recent_loss() -> str:
         return f"loss {curve[-1]['loss']:.3f}" if curve else ""

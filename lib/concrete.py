@@ -114,8 +114,14 @@ def weighted_sum(task_vectors: Tensor, coefficients: Tensor, layout: Layout) -> 
         layout: which element belongs to which layer.
 
     Returns:
-        S [D].
+        S [D], of the coefficients' type and device.
     """
+    if task_vectors.dtype != coefficients.dtype or task_vectors.device != coefficients.device:
+        # In half precision, or in a file beside an accelerator: one at a time, so that no second stack is made.
+        total = coefficients.new_zeros(task_vectors.shape[1])
+        for vector, own in zip(task_vectors, coefficients, strict=True):
+            total += weighted_sum(vector.to(coefficients)[None], own[None], layout)
+        return total
     blocks = task_vectors.unflatten(1, (-1, layout.block))  # [T, D / block, block], a view
     if coefficients.dim() == 1:
         return torch.einsum("tnb,t->nb", blocks, coefficients).flatten()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lib.store import atomic_path, remember_digest
+from lib.store import atomic_path, exclusive, key_of, remember_digest
 
 HEADER = 4096  # bytes before the tensors: room for names and metadata, and a multiple of a page
 NAMES = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}  # as the format calls them
@@ -124,3 +124,25 @@ def read_file(path: Path) -> dict[str, Tensor]:
 def in_words(size: float) -> str:
     """A number of bytes as people say it: "3.0 GB", "18 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def mapped_rows(folder: Path, rows: Iterable[Tensor], shape: tuple[int, int], determines: Sequence[str]) -> Tensor:
+    """Float32 rows [N, D] in a file that is made the first time, one row in memory at a time, and mapped.
+
+    Args:
+        folder: where such files are kept.
+        rows: N times [D]; not read when the file is there.
+        shape: (N, D).
+        determines: what the rows follow from; names the file and stands for their values in `lib.store.digest`.
+    """
+    key = key_of({"rows": list(determines), "shape": list(shape)})
+    path = folder / f"{key}.safetensors"
+    if not path.is_file():
+        with exclusive(folder):
+            remove_unfinished(path)
+            if not path.is_file():
+                with new_file(path, {"rows": (torch.float32, shape)}) as file:
+                    for number, row in enumerate(rows):
+                        file.write("rows", number, row.numpy())
+                    file.digests["rows"] = key
+    return read_file(path)["rows"]

@@ -11,7 +11,7 @@ number of tasks: its coefficients never change, so its only "task vector" is the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ class MergeStep:
     Args:
         theta0: pre-trained parameters [D], or a function that writes them into such a vector whenever they are needed:
             `lib.streaming.reader` leaves them in their file and so saves one vector of memory.
-        task_vectors: float32, bfloat16 or float16 [T, D].
+        task_vectors: float32, bfloat16 or float16 [T, D]; each is read in its type and everything is computed in
+            theta0's. If they lie elsewhere than theta0, in memory or mapped from a file, every pass moves one at a time
+            to its device.
         layout: where the layers lie.
         rescaled_mask: a fixed mask m_hat [D]; None for the whole space, or for a mask to be learned.
         backend: "compiled", "eager", or "auto": compiled where that pays and a compiler is found.
@@ -51,9 +53,10 @@ class MergeStep:
         self.theta0 = self._blocks(theta0) if isinstance(theta0, Tensor) else theta0
         self.task_vectors = self._blocks(task_vectors)
         self.mask: kernels.Mask = None if rescaled_mask is None else self._blocks(rescaled_mask)
-        self.compiled = kernels.uses_compiler(backend, task_vectors.shape[1], task_vectors.device)
-        dtype = theta0.dtype if isinstance(theta0, Tensor) else torch.float32
-        self.theta = task_vectors.new_zeros(layout.length, dtype=dtype)
+        whole = isinstance(theta0, Tensor)
+        dtype, device = (theta0.dtype, theta0.device) if whole else (torch.float32, task_vectors.device)
+        self.compiled = kernels.uses_compiler(backend, task_vectors.shape[1], device)
+        self.theta = torch.zeros(layout.length, dtype=dtype, device=device)
         self._own_theta = self._blocks(self.theta[self.shard.elements])
         self._counts = layout.counts(self.theta)
         self._mean = torch.ones_like(self._counts)
@@ -127,15 +130,15 @@ class MergeStep:
         if not isinstance(base, Tensor):
             base(self._own_theta.flatten())  # a view: written in place
             base = self._own_theta
-        for tasks in self._groups():
-            self._run(kernels.merge, self._own_theta, base, self.task_vectors[tasks], weights[tasks], self.mask)
+        for tasks, vectors in self._groups():
+            self._run(kernels.merge, self._own_theta, base, vectors, weights[tasks], self.mask)
             base = self._own_theta
         return self.shard.gather(self._own_theta.flatten(), out=self.theta)
 
     def coefficient_gradient(self, gradient: Tensor) -> Tensor:
         """dLoss/dlambda_{t,l} = sum_{i in l} G_i m_hat_i tau_{t,i}: G [D] -> [T, L]; sum over L if task-wise."""
         gradient = self.shard.reduce(gradient)
-        dots = [self._run(kernels.pull, gradient, self.task_vectors[tasks], self.mask) for tasks in self._groups()]
+        dots = [self._run(kernels.pull, gradient, vectors, self.mask) for _, vectors in self._groups()]
         return self.shard.layer_sums(torch.cat(dots)) / self._mean
 
     def update_mask(self, gradient: Tensor, second_order: Tensor | None = None) -> Tensor:
@@ -150,14 +153,15 @@ class MergeStep:
         """
         gradient = self.shard.reduce(gradient)
         if len(self.task_vectors) == 1:  # S is the only task vector times its coefficient
-            dots = [self._run(kernels.pull, gradient, self.task_vectors, self.mask)]
-            summed, factor = self.task_vectors[0], self._coefficients[0]
+            only = next(self._groups())[1]
+            dots = [self._run(kernels.pull, gradient, only, self.mask)]
+            summed, factor = only[0], self._coefficients[0]
         else:
             summed, factor = self._own_theta, torch.ones_like(self._mean)  # S fits in the place of theta
             weights, dots = self.shard.per_block(self._coefficients), []
-            for tasks in self._groups():
-                vectors, lambdas = self.task_vectors[tasks], weights[tasks]
-                dots.append(self._run(kernels.pull_and_sum, summed, gradient, vectors, lambdas, self.mask, bool(dots)))
+            for tasks, vectors in self._groups():
+                given = summed, gradient, vectors, weights[tasks], self.mask, bool(dots)
+                dots.append(self._run(kernels.pull_and_sum, *given))
         layer_dots = self.shard.layer_sums(torch.cat(dots))  # [T, L]: sum_l G m tau_t
         by_layer = layer_dots / self._mean
         pulled = (layer_dots * self._coefficients).sum(0)  # [L]: sum_l G S m
@@ -204,7 +208,9 @@ class MergeStep:
     def _layer_wise(self, coefficients: Tensor) -> Tensor:
         return coefficients if coefficients.dim() == 2 else coefficients[:, None].expand(-1, self.layout.layers)
 
-    def _groups(self) -> list[slice]:
-        """The tasks, some at a time."""
-        tasks = len(self.task_vectors)
-        return [slice(start, start + TASKS_AT_ONCE) for start in range(0, tasks, TASKS_AT_ONCE)]
+    def _groups(self) -> Iterator[tuple[slice, Tensor]]:
+        """The tasks, some at a time, and their task vectors on theta's device."""
+        at_once = TASKS_AT_ONCE if self.task_vectors.device == self.theta.device else 1
+        for start in range(0, len(self.task_vectors), at_once):
+            tasks = slice(start, start + at_once)
+            yield tasks, self.task_vectors[tasks].to(self.theta.device)

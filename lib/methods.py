@@ -48,7 +48,7 @@ class Setting:
 
     Attributes:
         tasks: names of the tasks.
-        task_vectors: theirs [T, D].
+        task_vectors: theirs [T, D], as the profile's `task_vector_dtype` says.
         inputs: the unlabelled inputs of each: images, uint8 [N, 3, H, W], or tokens, int32 [N, length].
         objective: "entropy" or "information-maximisation".
         diversity: of information maximisation.
@@ -116,7 +116,7 @@ def setting(
     if unknown := [name for name in tasks if name not in known]:
         raise ValueError(f"unknown task '{unknown[0]}'; known: {', '.join(known)}")
     chosen = tuple(tasks) or tuple(known)
-    vectors = workspace.task_vectors
+    vectors = workspace.stored_vectors
     if chosen != tuple(known):
         vectors = vectors[[known.index(name) for name in chosen]]
     if inputs is None:
@@ -161,7 +161,8 @@ def merge(
     budget = dataclasses.replace(workspace.study.profile, **changed)
     point = (workspace.theta0, setting.task_vectors, workspace.layout)
     if method in BASELINES:
-        return Merged(BASELINES[method](*point, scaling_factor=budget.scaling_factor))
+        whole = (workspace.theta0, setting.task_vectors.to(workspace.theta0), workspace.layout)
+        return Merged(BASELINES[method](*whole, scaling_factor=budget.scaling_factor))
     if method not in RECIPES:
         raise ValueError(f"unknown method '{method}'; known: {', '.join((*BASELINES, *RECIPES))}")
     recipe, label = RECIPES[method], label or method
@@ -193,15 +194,17 @@ def merge(
         )  # fmt: skip
         coefficients, curve = inside.coefficients, inside.curve
     elif logits is None:  # a given mask and nothing to adapt
-        coefficients = setting.task_vectors.new_full((len(setting.tasks),), budget.scaling_factor)
+        coefficients = workspace.theta0.new_full((len(setting.tasks),), budget.scaling_factor)
     theta = concrete.merge(*point[:2], coefficients, workspace.layout, mask)
     return Merged(theta, coefficients, mask, logits, mask_curve, curve)
 
 
 def objective_on(workspace: BaseWorkspace, setting: Setting) -> PredictionObjective:
     """The objective of a setting, by number of a batch."""
+    most = workspace.study.profile.micro_batch
     return workspace.objective(
         setting,
+        **({"rows_at_once": most} if most else {}),
         batch=setting.batch,
         seed=workspace.study.seed,
         objective=setting.objective,
@@ -245,7 +248,8 @@ def run(
     def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], pd.DataFrame]:
         evaluate = None
         if options.get("evaluate_every"):
-            averaging = accuracy(fusion.weight_averaging(workspace.theta0, setting.task_vectors, workspace.layout))
+            whole = setting.task_vectors.to(workspace.theta0)
+            averaging = accuracy(fusion.weight_averaging(workspace.theta0, whole, workspace.layout))
 
             def evaluate(theta: Tensor) -> dict[str, float]:
                 return {"accuracy": accuracy(theta), "averaging": averaging}

@@ -25,7 +25,9 @@ CHOICES = {
     "task_vector": ("weights", "adapter"),
     "final_mask": ("sample", "hard", "expected"),
     "ablation_grid": ("short", "whole"),
+    "task_vector_dtype": ("fp32", "bf16", "mapped"),
 }
+MAY_BE_ZERO = ("lora_dropout", "micro_batch")
 SPLITS = ("train", "validation", "adaptation", "test")
 
 
@@ -50,6 +52,10 @@ class Profile:
         adaptation_rate: Adam's learning rate for the coefficients (paper: 1e-3, for LoRA 1e-4).
         final_mask: "sample" (the paper's), "hard" or "expected", see `lib.protocol`.
         evaluate_every: steps between two scores on a curve of accuracy.
+        task_vector_dtype: what adaptation keeps of the task vectors: "fp32"; "bf16", half the memory, rounded to 8
+            bits and added up in float32; or "mapped", float32 in a file from where a step reads them.
+        micro_batch: at most so many examples of all tasks go through the model together, but at least those of one task;
+            0 lets the objective choose. The gradient is the same, the activations take less memory.
         full: name of the profile with the full budgets, whose saved tables the results notebooks show; "" for this one.
     """
 
@@ -72,6 +78,8 @@ class Profile:
     adaptation_rate: float = 3e-3
     final_mask: str = "sample"
     evaluate_every: int = 40
+    task_vector_dtype: str = "fp32"
+    micro_batch: int = 0
     full: str = ""
 
     @property
@@ -325,7 +333,7 @@ def get_profile(name: str, **overrides: object) -> Profile:
             raise ValueError(
                 f"parameter '{field}' is {value!r} ({type(value).__name__}), expected {hints[field].__name__}"
             )
-        if isinstance(value, (int, float)) and not value > 0 and field != "lora_dropout":
+        if isinstance(value, (int, float)) and not (value > 0 or (value == 0 and field in MAY_BE_ZERO)):
             raise ValueError(f"parameter '{field}' is {value}, expected a positive number")
     profile = dataclasses.replace(PROFILES[name], **overrides)
     for field, allowed in CHOICES.items():

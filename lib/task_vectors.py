@@ -41,8 +41,17 @@ def task_vectors(theta0: Tensor, experts: Sequence[Mapping[str, Tensor]], layout
     return stacked.sub_(theta0)
 
 
-def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout) -> None:
+HALF = (torch.bfloat16, torch.float16)
+
+
+def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout, *, half: bool = False) -> None:
     """Make sure that theta0 [D] and task vectors [T, D] can be merged.
+
+    Args:
+        theta0: pre-trained parameters.
+        vectors: task vectors.
+        layout: where each layer lies.
+        half: whether the task vectors may be in half precision beside a float32 theta0.
 
     Raises:
         ValueError: naming what is wrong: no task vectors, shapes or types that do not fit, half precision, NaN or Inf
@@ -54,7 +63,8 @@ def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout) -> None:
         raise ValueError(f"task vectors have shape {list(vectors.shape)}, expected [T, {layout.length}]")
     if len(vectors) == 0:
         raise ValueError("no task vectors given (T = 0): merging needs at least one")
-    if theta0.dtype != vectors.dtype or theta0.dtype not in (torch.float32, torch.float64):
+    rounded = half and vectors.dtype in HALF and theta0.dtype == torch.float32
+    if not rounded and (theta0.dtype != vectors.dtype or theta0.dtype not in (torch.float32, torch.float64)):
         found = f"theta0 is {theta0.dtype} and the task vectors are {vectors.dtype}"
         raise ValueError(f"{found}: expected both in float32 (or both in float64), for example theta0.float()")
     for what, row in (("theta0", theta0), *((f"task vector {task}", row) for task, row in enumerate(vectors))):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from lib import expert_statistics, fine_tuning, methods, published
@@ -15,6 +16,7 @@ from lib.corruptions import corrupt
 from lib.evaluation import evaluate, score
 from lib.flat_model import FlatModel
 from lib.layout import Layout
+from lib.mapped import mapped_rows
 from lib.methods import Merged, Setting
 from lib.models import Clip, class_mean_head, image_features, load_clip, on_device, text_head
 from lib.objectives import ImageObjective, PredictionObjective
@@ -97,6 +99,30 @@ class BaseWorkspace(ABC):
         """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
         device = self.study.runtime.device
         return task_vectors(self.theta0.cpu(), list(self.experts.values()), self.layout).to(device)
+
+    @cached_property
+    def stored_vectors(self) -> Tensor:
+        """What adaptation reads of the task vectors [T, D], as the profile's `task_vector_dtype` says.
+
+        Rounded or mapped ones are made one by one: the stack in float32 is then not made unless `task_vectors` is read.
+        """
+        kind, device = self.study.profile.task_vector_dtype, self.study.runtime.device
+        if kind == "fp32":
+            return self.task_vectors
+        start = self.theta0.cpu()
+        each = (task_vectors(start, [self.expert_state(name)], self.layout)[0] for name in self.tasks)
+        shape = (len(self.tasks), self.layout.length)
+        if kind == "mapped":
+            states = (digest(*self.expert_state(name).values()) for name in self.tasks)
+            return mapped_rows(self.study.cache.parent / "task_vectors", each, shape, [digest(start), *states])
+        rounded = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+        for row, vector in zip(rounded, each, strict=True):
+            row.copy_(vector)
+        return rounded
+
+    def expert_state(self, task: str) -> dict[str, Tensor]:
+        """One task's expert as a state dict of what is merged."""
+        return self.experts[task]
 
     def expert(self, task: str) -> Artifact:
         """The expert of a task: tensor "theta" and its learning curve.
@@ -245,7 +271,11 @@ class Workspace(BaseWorkspace):
     @cached_property
     def experts(self) -> dict[str, dict[str, Tensor]]:
         """Every task's expert as a state dict of the image encoder."""
-        return {name: self.layout.views(self.expert(name).tensors["theta"]) for name in self.tasks}
+        return {name: self.expert_state(name) for name in self.tasks}
+
+    def expert_state(self, task: str) -> dict[str, Tensor]:
+        """One task's expert as a state dict of the image encoder."""
+        return self.layout.views(self.expert(task).tensors["theta"])
 
     def images(self, split: str, task: str, corruption: str = "") -> Tensor:
         """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted (see `lib.corruptions`)."""

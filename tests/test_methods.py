@@ -32,6 +32,7 @@ class World:
         self.layout, self.theta0 = self.model.layout, self.model.initial()
         self.task_vectors = 0.1 * torch.randn(3, self.layout.length) * self.layout.inside()
         check_task_vectors(self.theta0, self.task_vectors, self.layout)
+        self.stored_vectors = self.task_vectors
         self.tasks = dict.fromkeys(TASKS)
         self.heads = {name: 4 * torch.randn(4, 5) for name in TASKS}
         self._images = {name: torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8) for name in TASKS}
