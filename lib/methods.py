@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from torch import Tensor
 
-from lib import adaptation, concrete, fusion
+from lib import adaptation, concrete, fusion, memory_plan
 from lib.objectives import PredictionObjective
 from lib.protocol import Protocol
 from lib.store import Checkpoint, digest
@@ -254,6 +254,15 @@ def run(
             def evaluate(theta: Tensor) -> dict[str, float]:
                 return {"accuracy": accuracy(theta), "averaging": averaging}
 
+        if study.runtime.device != "cpu" or study.profile.model:  # what the study ships fits everywhere
+            flags = {
+                "learn_mask": options.get("learn_mask", False),
+                "coefficients": options["coefficients"] is not None,
+                "fixed_mask": rescaled_mask is not None,
+                "exact": options["protocol"].hypergradient == "exact",
+            }
+            point = (workspace.theta0, setting.task_vectors)
+            print(memory_plan.check(label, objective, *point, frozen_bytes=workspace.frozen_bytes, **flags))
         done = adaptation.adapt(
             objective,
             workspace.theta0,

@@ -118,11 +118,18 @@ class PredictionObjective(ABC, Generic[Inputs]):
             for task, count in enumerate(self.counts)
         }
 
+    def tasks_together(self) -> int:
+        """How many tasks go through the model at a time."""
+        limit, most = self.rows_at_once or sum(self.counts), max(min(self.batch, count) for count in self.counts)
+        return min(len(self.counts), max(1, limit // most))
+
+    def rows_together(self) -> int:
+        """How many rows go through the model at a time, at most."""
+        return self.tasks_together() * max(min(self.batch, count) for count in self.counts)
+
     def __call__(self, step: int) -> Objective:
         """The objective on the batch of a step."""
-        rows = list(self.rows(step).items())
-        most, limit = max(len(own) for _, own in rows), self.rows_at_once or sum(self.counts)
-        at_once = max(1, limit // most)  # tasks
+        rows, at_once = list(self.rows(step).items()), self.tasks_together()
         groups = [dict(rows[first : first + at_once]) for first in range(0, len(rows), at_once)]
         inputs, before, first = [self.inputs(group) for group in groups], list(self._running), True
 

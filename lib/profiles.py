@@ -54,8 +54,8 @@ class Profile:
         evaluate_every: steps between two scores on a curve of accuracy.
         task_vector_dtype: what adaptation keeps of the task vectors: "fp32"; "bf16", half the memory, rounded to 8
             bits and added up in float32; or "mapped", float32 in a file from where a step reads them.
-        micro_batch: at most so many examples of all tasks go through the model together, but at least those of one task;
-            0 lets the objective choose. The gradient is the same, the activations take less memory.
+        micro_batch: at most so many examples of all tasks go through the model together, but at least those of one
+            task; 0 lets the objective choose. The gradient is the same, the activations take less memory.
         full: name of the profile with the full budgets, whose saved tables the results notebooks show; "" for this one.
     """
 

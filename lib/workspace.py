@@ -120,6 +120,11 @@ class BaseWorkspace(ABC):
             row.copy_(vector)
         return rounded
 
+    @property
+    def frozen_bytes(self) -> int:
+        """What the parts of the model that are not merged take on the device."""
+        return 0
+
     def expert_state(self, task: str) -> dict[str, Tensor]:
         """One task's expert as a state dict of what is merged."""
         return self.experts[task]
@@ -182,6 +187,12 @@ class Workspace(BaseWorkspace):
         """The pre-trained model, on the study's device."""
         profile = self.study.profile
         return on_device(load_clip(profile.model, profile.pretrained), self.study.runtime)
+
+    @property
+    def frozen_bytes(self) -> int:
+        """What the text tower takes on the device."""
+        merged = {id(parameter) for parameter in self.clip.visual.parameters()}
+        return sum(own.nbytes for own in self.clip.model.parameters() if id(own) not in merged)
 
     @cached_property
     def model(self) -> FlatModel:

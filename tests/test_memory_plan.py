@@ -1,0 +1,195 @@
+"""What adaptation needs of memory: the plan, the plan against the measured peak, and the settings that need less."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from lib import fusion, memory_plan, methods
+from lib.adaptation import adapt
+from lib.device import Runtime
+from lib.flat_model import FlatModel
+from lib.mapped import mapped_rows
+from lib.memory_plan import Needs, check, free_memory, mend, plan
+from lib.models import Preprocess
+from lib.objectives import ImageObjective
+from lib.profiles import get_profile
+from lib.store import digest
+from lib.study import Study
+from lib.task_vectors import check_task_vectors
+from lib.workspace import BaseWorkspace, Workspace
+
+GB = 10**9
+TOLERANCE = 0.15  # of the measured peak
+VIT = Needs(
+    parameters=87_849_216, tasks=8, rows=128, rows_at_once=128, row_bytes=33_000_000, learn_mask=True, accelerator=True
+)
+FLAGS = {"learn_mask": True, "coefficients": True, "fixed_mask": False, "exact": False}
+
+
+def small(batch=4, tasks=3, rows_at_once=0):
+    torch.manual_seed(0)
+    model = FlatModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 5)))
+    heads = [4 * torch.randn(4, 5) for _ in range(tasks)]
+    images = [torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8) for _ in range(tasks)]
+    options = {"batch": batch, "seed": 0, "rows_at_once": rows_at_once}
+    objective = ImageObjective(model, heads, images, Preprocess((0.5,) * 3, (0.25,) * 3), Runtime(), **options)
+    theta0 = model.initial()
+    return objective, theta0, 0.1 * torch.randn(tasks, len(theta0)) * model.layout.inside(), model.layout
+
+
+def test_the_plan_is_the_sum_of_its_parts():
+    parts = plan(VIT)
+    assert parts["task vectors"] == 32 * VIT.parameters
+    assert parts["mask logits and moments"] == parts["theta0, merged model and gradient"] == 12 * VIT.parameters
+    assert parts["activations of 128 inputs"] == pytest.approx(128 * 33_000_000 * memory_plan.PASSING)
+    assert plan(replace(VIT, vectors="bf16"))["task vectors"] == 16 * VIT.parameters
+    assert plan(replace(VIT, vectors="mapped"))["task vectors"] == 4 * VIT.parameters
+    assert "task vectors" not in plan(replace(VIT, vectors="mapped", accelerator=False))
+    assert plan(replace(VIT, coefficients=False))["their sum"] == 4 * VIT.parameters
+    assert plan(replace(VIT, rows_at_once=16))["activations of 16 inputs"] * 8 == parts["activations of 128 inputs"]
+    few = plan(replace(VIT, rows_at_once=1))  # then the peak is where the final mask is drawn
+    assert few["drawing the mask"] + few["activations of 1 inputs"] == 20 * VIT.parameters
+
+
+@pytest.mark.parametrize(
+    ("room", "words"),
+    [
+        (8 * GB, "set micro_batch=64"),
+        (7 * GB, "set micro_batch=32"),
+        (6 * GB, "set task_vector_dtype=bf16 and micro_batch=32"),
+        (5 * GB, "set task_vector_dtype=mapped and micro_batch=32"),
+        (1 * GB, "merge fewer tasks, choose a smaller model, or device=cpu"),
+    ],
+)
+def test_what_does_not_fit_names_the_least_change_that_does(room, words):
+    assert sum(plan(VIT).values()) > 9 * GB
+    assert mend(VIT, room) == words
+
+
+def test_a_phase_is_planned_in_one_line_and_stopped_when_it_cannot_fit():
+    objective, theta0, vectors, _ = small()
+    line = check("Concrete AdaMerging", objective, theta0, vectors, room=lambda device: 10**7, **FLAGS)
+    assert line.startswith("Concrete AdaMerging needs about 0.00 GB on cpu (task vectors 0.00, ")
+    assert "activations of 12 inputs 0.00" in line and line.endswith("); 0.01 GB can be had")
+    with pytest.raises(MemoryError, match=r"needs about .* can be had: merge fewer tasks"):
+        check("phase", objective, theta0, vectors, room=lambda device: 0, **FLAGS)
+
+
+def test_activations_are_counted_without_the_weights():
+    objective, theta0, *_ = small()
+    found = memory_plan.measured(objective, theta0)
+    assert found["input_bytes"] == 48 * 4
+    assert 13 * 4 <= found["row_bytes"] <= 40 * 4  # tanh's 8, the features' 5, a few for norm and head
+    assert found["copies_bytes"] <= 3 * 20 * 4 + 64  # the head
+
+
+def test_the_machine_says_what_is_free():
+    if Path("/proc/meminfo").is_file():
+        assert 10**7 < free_memory("cpu") < 10**14
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures resident memory as Linux counts it")
+def test_the_plan_agrees_with_the_measured_peak():
+    root = Path(__file__).resolve().parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(root / "tests" / "memory_program.py")]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    for case in json.loads(done.stderr.strip().splitlines()[-1]):
+        assert case["planned"] == pytest.approx(case["measured"], rel=TOLERANCE)
+
+
+# --- what the two fields do
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4, 8])
+def test_micro_batches_give_the_same_gradient(rows_at_once):
+    whole, theta0, *_ = small()
+    parts, *_ = small(rows_at_once=rows_at_once)
+    assert parts.rows_together() == max(4, rows_at_once)
+    (loss, gradient), (again, same) = (objective(5)(theta0) for objective in (whole, parts))
+    assert loss == pytest.approx(again, abs=1e-6)
+    torch.testing.assert_close(gradient, same, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("coefficients", "learn_mask"), [("layer", False), ("layer", True), (None, True)])
+def test_rounded_and_mapped_task_vectors_learn_what_whole_ones_do(tmp_path, coefficients, learn_mask):
+    found = []
+    for kind in ("fp32", "bf16", "rounded", "mapped"):
+        objective, theta0, vectors, layout = small()
+        if kind == "bf16":
+            vectors = vectors.bfloat16()
+        elif kind == "rounded":
+            vectors = vectors.bfloat16().float()
+        elif kind == "mapped":
+            vectors = mapped_rows(tmp_path, vectors, tuple(vectors.shape), ["these"])
+        options = {"coefficients": coefficients, "learn_mask": learn_mask, "evaluate_every": 1, "steps": 3}
+        seen = []
+        adapt(objective, theta0, vectors, layout, **options, evaluate=lambda theta, seen=seen: seen.append(theta) or {})
+        found.append(torch.stack(seen))
+    whole, half, rounded, mapped = found
+    assert torch.equal(whole, mapped)
+    torch.testing.assert_close(half, rounded, atol=1e-5, rtol=0)  # all but the storage is float32
+    assert 1e-7 < (half - whole).abs().max() < 3 * 2**-8 * 0.3 * 0.5  # 3 task vectors of at most 0.5
+
+
+def test_fusion_takes_only_whole_task_vectors():
+    _, theta0, vectors, layout = small()
+    check_task_vectors(theta0, vectors.bfloat16(), layout, half=True)
+    with pytest.raises(ValueError, match=r"theta0 is torch.float32 and the task vectors are torch.bfloat16"):
+        fusion.task_arithmetic(theta0, vectors.bfloat16(), layout, scaling_factor=0.3)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "mapped"])
+def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind, monkeypatch):
+    objective, theta0, vectors, layout = small()
+    tasks = {"one": 0, "two": 1, "three": 2}
+    study = Study(get_profile("tiny", task_vector_dtype=kind, adaptation_steps=2), root=tmp_path)
+    workspace = SimpleNamespace(study=study, theta0=theta0, task_vectors=vectors, layout=layout, tasks=tasks)
+    workspace.expert_state = lambda name: layout.views(theta0 + vectors[tasks[name]])
+    workspace.stored_vectors = stored = BaseWorkspace.stored_vectors.func(workspace)
+    assert stored.dtype == (torch.bfloat16 if kind == "bf16" else torch.float32)
+    torch.testing.assert_close(stored.float(), vectors, atol=1e-6, rtol=2**-8)
+    again = BaseWorkspace.stored_vectors.func(workspace)
+    assert digest(stored) == digest(again)
+    # a whole run on it: method, baseline, cached result
+    workspace.objective = lambda setting, **options: objective
+    workspace.inputs, workspace.frozen_bytes = (lambda *_: objective.images[0]), 0
+    merged = methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace))
+    assert merged.theta.dtype == merged.coefficients.dtype == torch.float32
+    averaged = methods.merge(workspace, "Weight averaging", methods.setting(workspace)).theta
+    torch.testing.assert_close(averaged, theta0 + vectors.mean(0), atol=2e-3, rtol=0)
+
+
+def test_the_plan_is_printed_for_models_that_the_study_does_not_ship(tmp_path, capsys, monkeypatch):
+    objective, theta0, vectors, layout = small()
+    profile = get_profile("clip-vit-b-32", tasks="mnist dtd svhn", adaptation_steps=1, micro_batch=4)
+    workspace = SimpleNamespace(study=Study(profile, root=tmp_path), theta0=theta0, stored_vectors=vectors)
+    workspace.tasks, workspace.layout = dict.fromkeys(profile.task_names), layout
+    given = {}
+    workspace.objective = lambda setting, **options: given.update(options) or objective
+    workspace.inputs, workspace.frozen_bytes = (lambda *_: objective.images[0]), 0
+    methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace))
+    assert "AdaMerging (layer-wise) needs about 0.00 GB on cpu" in capsys.readouterr().out
+    assert given["rows_at_once"] == 4
+
+
+def test_the_text_tower_counts_as_frozen():
+    visual, text = nn.Linear(3, 4), nn.Linear(5, 6)
+    clip = SimpleNamespace(visual=visual, model=nn.ModuleList([visual, text]))
+    assert Workspace.frozen_bytes.fget(SimpleNamespace(clip=clip)) == 4 * (5 * 6 + 6)
+
+
+def test_the_fields_are_checked():
+    assert get_profile("tiny", micro_batch=0).micro_batch == 0
+    with pytest.raises(ValueError, match="'micro_batch' is -1, expected a positive number"):
+        get_profile("tiny", micro_batch=-1)
+    with pytest.raises(ValueError, match="'task_vector_dtype' is 'fp16', expected 'fp32' or 'bf16' or 'mapped'"):
+        get_profile("tiny", task_vector_dtype="fp16")
