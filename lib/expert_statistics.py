@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lib.batch_norm import batch_norms, load_statistics
 from lib.rng import batch_indices
 from lib.statistics import VERSION, diagonal_fisher, input_grams, layer_groups
 from lib.store import digest
@@ -49,7 +50,9 @@ def fisher(workspace: Workspace, *, images: int, signs: int, labelled: bool) -> 
 
     def compute(theta: Tensor, pixels: Tensor, labels: Tensor, head: Tensor) -> dict[str, Tensor]:
         chosen = {"labels": labels} if labelled else options
-        return {"fisher": diagonal_fisher(workspace.model, theta, head, pixels, workspace.clip.preprocess, **chosen)}
+        return {
+            "fisher": diagonal_fisher(workspace.model, theta, head, pixels, workspace.backbone.preprocess, **chosen)
+        }
 
     found = _per_expert(workspace, "fisher", images, compute, {"labelled": labelled} if labelled else options)
     return torch.stack([tensors["fisher"] for tensors in found]).to(workspace.theta0)
@@ -80,13 +83,15 @@ def merged_inputs(workspace: Workspace, *, images: int) -> dict[str, object]:
     pixels = [sample(workspace, task, images)[0] for task in workspace.tasks]
 
     def grams_at(task: int, theta: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+        if batch_norms(workspace.model.module):
+            workspace.place(theta)
         return input_grams(workspace.model, theta, pixels[task], *_parts(workspace), layers=layers)
 
     return {"groups": layer_groups(workspace.model), "grams_at": grams_at}
 
 
 def _parts(workspace: Workspace) -> tuple:
-    return workspace.clip.preprocess, workspace.study.runtime
+    return workspace.backbone.preprocess, workspace.study.runtime
 
 
 def _per_expert(
@@ -97,11 +102,13 @@ def _per_expert(
     options: dict[str, object],
 ) -> list[dict[str, Tensor]]:
     """`compute(theta_t, images, labels, head)` of every expert, from the store when it is there."""
-    found = []
+    found, module = [], workspace.model.module
     for task, task_vector in zip(workspace.tasks, workspace.task_vectors, strict=True):
         given = (workspace.theta0 + task_vector, *sample(workspace, task, images), workspace.heads[task])
+        own = workspace.own_statistics(task) if batch_norms(module) else {}
+        load_statistics(module, own)
         precision = workspace.study.runtime.precision
-        determines = {"version": VERSION, "inputs": digest(*given), "precision": precision, **options}
+        determines = {"version": VERSION, "inputs": digest(*given, *own.values()), "precision": precision, **options}
         made = workspace.study.store.get(kind, determines, lambda _, given=given: (compute(*given), None))
         found.append(made.tensors)
     return found

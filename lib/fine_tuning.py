@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lib.batch_norm import load_statistics, statistics
 from lib.batches import gather
 from lib.device import Runtime
 from lib.flat_model import FlatModel
@@ -104,7 +105,8 @@ def fine_tune(
     """Train a model on one task (AdamW, warm-up, cosine decay).
 
     The loss of a step is a function of that step, and a checkpoint holds parameters and optimiser state, so a run that
-    was killed and continued gives the same bits as one that was not.
+    was killed and continued gives the same bits as one that was not. BatchNorm's running statistics start as the
+    pre-trained model's, and the module is left with the expert's own.
 
     Args:
         model: what is trained.
@@ -125,12 +127,13 @@ def fine_tune(
     """
     checkpoint = checkpoint or Checkpoint(None)
     theta = theta0.clone()
-    model.move_to(theta)
+    load_statistics(model.move_to(theta), model.initial_statistics)
     optimiser = torch.optim.AdamW([theta], lr=learning_rate, weight_decay=WEIGHT_DECAY)
     done, curve, recent = 0, [], float("nan")
     if saved := checkpoint.load():
         theta.copy_(saved["theta"])
         optimiser.load_state_dict(saved["optimiser"])
+        load_statistics(model.module, saved["statistics"])
         done, curve, recent = saved["step"], [tuple(row) for row in saved["curve"]], saved["recent"]
     for _ in range(done):
         on_step()
@@ -151,7 +154,8 @@ def fine_tune(
 
         def state(step: int = step, recent: float = recent) -> dict:
             progress_so_far = {"step": step + 1, "recent": recent, "curve": curve}
-            return {"theta": theta, "optimiser": optimiser.state_dict(), **progress_so_far}
+            model_so_far = {"theta": theta, "statistics": statistics(model.module)}
+            return {**model_so_far, "optimiser": optimiser.state_dict(), **progress_so_far}
 
         checkpoint.save(state)
         on_step()

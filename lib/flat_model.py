@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from lib.batch_norm import statistics
 from lib.layout import Layout
 
 
@@ -26,6 +27,8 @@ class FlatModel:
         module: the wrapped module; its parameters are replaced by views.
         layout: where each parameter lies.
         gradient: G [D], written by `backward()`.
+        initial_statistics: BatchNorm's running statistics as they were at the start, the pre-trained model's; {}
+            without BatchNorm. They are no parameters: see `lib.batch_norm`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class FlatModel:
         self.layout = Layout.of(self._parameters, parts=parts)
         self.gradient = torch.zeros(self.layout.length, device=device)
         self._gradient_views = self.layout.views(self.gradient)
+        self.initial_statistics = statistics(self.module)
 
     def initial(self) -> Tensor:
         """A flat copy of the module's present parameters: theta [D]."""

@@ -1,4 +1,4 @@
-"""CLIP models through open_clip: loading, preprocessing, and the frozen classification heads of the tasks."""
+"""Backbones, CLIP through open_clip among them: loading, preprocessing, and the frozen heads of the tasks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.device import Runtime
+from lib.rng import seed_of
 
 TINY_CLIP = Path(__file__).resolve().parents[1] / "data" / "tiny_clip"
 
@@ -32,25 +33,45 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A CLIP model taken apart into what the study needs.
+class Backbone:
+    """A model taken apart into what the study needs: an image encoder, and how its input is made.
 
     Attributes:
-        model: the open_clip model (text tower frozen).
-        tokenizer: its tokenizer.
+        model: everything that was loaded.
         preprocess: pixels to input.
         image_size: side of the input in pixels.
     """
 
     model: nn.Module
-    tokenizer: open_clip.HFTokenizer | open_clip.SimpleTokenizer
     preprocess: Preprocess
     image_size: int
 
     @property
+    def encoder(self) -> nn.Module:
+        """The image encoder, the only part that is fine-tuned and merged: [N, 3, H, W] -> features [N, width]."""
+        return self.model
+
+
+@dataclass(frozen=True)
+class Clip(Backbone):
+    """A backbone with a text side.
+
+    Attributes:
+        model: the open_clip model (text tower frozen).
+        tokenizer: its tokenizer.
+    """
+
+    tokenizer: open_clip.HFTokenizer | open_clip.SimpleTokenizer
+
+    @property
     def visual(self) -> nn.Module:
-        """The image encoder, the only part that is fine-tuned and merged."""
+        """The image tower, in open_clip's word."""
         return self.model.visual
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The image tower."""
+        return self.visual
 
     @property
     def logit_scale(self) -> float:
@@ -58,17 +79,19 @@ class Clip:
         return self.model.logit_scale.exp().item()
 
 
-def load_clip(source: str = "", pretrained: str = "") -> Clip:
+def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Clip:
     """Load a CLIP model: the shipped tiny one, a folder in open_clip's format, or one of open_clip's by name.
 
     Args:
         source: "" for the shipped tiny CLIP, a folder holding `open_clip_config.json`, or an open_clip model name.
-        pretrained: for a model name, its weights (e.g. "openai"); downloaded by open_clip. The activation is the one
-            that these weights were trained with: OpenAI's compute with QuickGELU, and open_clip only warns if a model's
-            name, such as "ViT-B-32", stands for another.
+        pretrained: for a model name, its weights (e.g. "openai"), downloaded by open_clip; "" for random ones, always
+            the same. The activation is the one that the weights were trained with: OpenAI's compute with QuickGELU, and
+            open_clip only warns if a model's name, such as "ViT-B-32", stands for another.
+        image_size: side of the input in pixels; 0 takes the model's own.
 
     Raises:
-        ValueError: if the folder or the name is unknown, or the shipped checkpoint is missing.
+        ValueError: if the folder or the name is unknown, the shipped checkpoint is missing, or its weights do not fit
+            the image size.
     """
     folder = Path(source) if source else TINY_CLIP
     if (folder / "open_clip_config.json").is_file():
@@ -83,8 +106,18 @@ def load_clip(source: str = "", pretrained: str = "") -> Clip:
     logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of loading on the root logger
     try:
         quick = bool(weights and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"))
-        model = open_clip.create_model(name, pretrained=weights, force_quick_gelu=quick)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("initial weights", name))
+            model = open_clip.create_model(
+                name, pretrained=weights, force_quick_gelu=quick, force_image_size=image_size or None
+            )
         tokenizer = open_clip.get_tokenizer(name)
+    except RuntimeError as error:
+        if not image_size:
+            raise
+        raise ValueError(
+            f"'{source}' cannot be loaded at {image_size} pixels, leave image_size out: {error}"
+        ) from error
     finally:
         logging.getLogger().setLevel(level)
     model.requires_grad_(False)
@@ -92,7 +125,7 @@ def load_clip(source: str = "", pretrained: str = "") -> Clip:
     size = model.visual.image_size
     mean, std = model.visual.image_mean, model.visual.image_std
     side = size[0] if isinstance(size, (tuple, list)) else size
-    return Clip(model.eval(), tokenizer, Preprocess(tuple(mean), tuple(std)), side)
+    return Clip(model.eval(), Preprocess(tuple(mean), tuple(std)), side, tokenizer)
 
 
 @torch.no_grad()
@@ -157,6 +190,6 @@ def image_features(
     return torch.cat(parts)
 
 
-def on_device(clip: Clip, runtime: Runtime) -> Clip:
+def on_device(backbone: Backbone, runtime: Runtime) -> Backbone:
     """The same model on the runtime's device."""
-    return replace(clip, model=clip.model.to(runtime.device))
+    return replace(backbone, model=backbone.model.to(runtime.device))

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lib.batch_norm import batch_norms, batch_statistics
 from lib.batches import gather
 from lib.device import Runtime
 from lib.flat_model import FlatModel
@@ -173,7 +174,8 @@ class ImageObjective(PredictionObjective[Tensor]):
     """The objective on images: one encoder for all tasks, each task's frozen head on its own rows.
 
     One batch is best on an accelerator and for small images; on a CPU many large ones are slower together than apart
-    (`make benchmark`).
+    (`make benchmark`). With BatchNorm it is always one batch, whose own mean and variance normalise it: see
+    `lib.batch_norm`.
 
     Args:
         model: image encoder bound to flat vectors.
@@ -185,7 +187,8 @@ class ImageObjective(PredictionObjective[Tensor]):
         options: `batch`, `seed`, `objective`, `diversity` of `PredictionObjective`.
 
     Raises:
-        ValueError: if heads and image sets differ in number, a set is empty, or the objective is unknown.
+        ValueError: if heads and image sets differ in number, a set is empty, the objective is unknown, or a model with
+            BatchNorm is to see the tasks apart.
     """
 
     def __init__(
@@ -206,7 +209,12 @@ class ImageObjective(PredictionObjective[Tensor]):
                 raise ValueError(f"image set {number} is {pixels.dtype} {list(pixels.shape)}, expected uint8 [N,3,H,W]")
             if head.dim() != 2:
                 raise ValueError(f"head {number} has shape {list(head.shape)}, expected [classes, width]")
-        if not rows_at_once and runtime.device == "cpu":
+        mixes = bool(batch_norms(model.module))  # then a row's prediction depends on the other rows
+        if mixes and rows_at_once:
+            raise ValueError(
+                f"rows_at_once is {rows_at_once}, but BatchNorm needs all tasks in one batch: leave it out"
+            )
+        if not mixes and not rows_at_once and runtime.device == "cpu":
             rows_at_once = max(1, CPU_PIXELS // images[0][0, 0].numel())
         counts, classes = [len(pixels) for pixels in images], [len(head) for head in heads]
         super().__init__(model, runtime, counts, classes, rows_at_once=rows_at_once, **options)
@@ -218,7 +226,7 @@ class ImageObjective(PredictionObjective[Tensor]):
 
     def logits(self, module: nn.Module, inputs: Tensor, rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
         """One [B_t, C_t] per task."""
-        with self.runtime.autocast():
+        with self.runtime.autocast(), batch_statistics(module):
             features = module(inputs)
         features = torch.nn.functional.normalize(features.float(), dim=-1).split([len(own) for own in rows.values()])
         return [own @ self.heads[task].T for own, task in zip(features, rows, strict=True)]

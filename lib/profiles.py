@@ -27,7 +27,7 @@ CHOICES = {
     "ablation_grid": ("short", "whole"),
     "task_vector_dtype": ("fp32", "bf16", "mapped"),
 }
-MAY_BE_ZERO = ("lora_dropout", "micro_batch")
+MAY_BE_ZERO = ("image_size", "lora_dropout", "micro_batch")  # every other number is positive
 SPLITS = ("train", "validation", "adaptation", "test")
 
 
@@ -109,10 +109,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class VisionProfile(Profile):
-    """CLIP image encoders.
+    """Image encoders: CLIP's, or any that timm builds (`model` is then "timm:NAME", see `lib.backbones`).
 
     Attributes:
-        pretrained: weights for a model name, e.g. "openai".
+        pretrained: weights for a model name: "openai"; for timm "hub", a safetensors file or a folder with one.
+        image_size: side of the images in pixels; 0 takes the model's own.
         head: "text" (frozen prompt embeddings) or "class-mean" (frozen mean features of the training images).
         head_scale: factor between cosine similarity and logit in every head (CLIP: 100). The tiny CLIP's own, 12.5, is
             what careless captions taught it; with it no prediction can be sure, so no expert either.
@@ -132,6 +133,7 @@ class VisionProfile(Profile):
 
     tasks: str = DRAWN_TASKS
     pretrained: str = ""
+    image_size: int = 0
     head: str = "text"
     head_scale: float = 40.0
     experts: str = ""

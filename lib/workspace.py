@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,17 +11,18 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import expert_statistics, fine_tuning, methods, published
+from lib import batch_norm, expert_statistics, fine_tuning, methods, published
+from lib.backbones import load_backbone
 from lib.corruptions import corrupt
 from lib.evaluation import evaluate, score
 from lib.flat_model import FlatModel
 from lib.layout import Layout
 from lib.mapped import mapped_rows
 from lib.methods import Merged, Setting
-from lib.models import Clip, class_mean_head, image_features, load_clip, on_device, text_head
+from lib.models import Backbone, Clip, class_mean_head, image_features, on_device, text_head
 from lib.objectives import ImageObjective, PredictionObjective
 from lib.parallel import train_experts
-from lib.rng import seed_of
+from lib.rng import batch_indices, seed_of
 from lib.store import Artifact, Checkpoint, digest
 from lib.study import Study
 from lib.task_vectors import task_vectors
@@ -130,7 +131,7 @@ class BaseWorkspace(ABC):
         return self.experts[task]
 
     def expert(self, task: str) -> Artifact:
-        """The expert of a task: tensor "theta" and its learning curve.
+        """The expert of a task: tensor "theta", BatchNorm's running statistics by name, and its learning curve.
 
         If it is not in the store, the experts of all tasks that are missing are trained now: on a CPU side by side, one
         core each, on an accelerator one after the other.
@@ -147,7 +148,7 @@ class BaseWorkspace(ABC):
             profile = self.study.profile
             options = {"steps": profile.fine_tuning_steps, "learning_rate": profile.fine_tuning_rate}
             theta, curve = self._fine_tune(task, checkpoint=checkpoint, on_step=on_step, **options)
-            return {"theta": theta}, curve
+            return {"theta": theta, **batch_norm.statistics(self.model.module)}, curve
 
         return self.study.store.get("expert", self._key(task), make)
 
@@ -177,27 +178,45 @@ class BaseWorkspace(ABC):
 
 @dataclass
 class Workspace(BaseWorkspace):
-    """The parts of a study of image classification by CLIP."""
+    """The parts of a study of image classification, by CLIP or by any other backbone with heads of class means."""
 
     _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
     _corrupted: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def clip(self) -> Clip:
-        """The pre-trained model, on the study's device."""
+    def backbone(self) -> Backbone:
+        """The pre-trained model, on the study's device.
+
+        Raises:
+            ValueError: if the profile wants heads from text and the model reads none.
+        """
         profile = self.study.profile
-        return on_device(load_clip(profile.model, profile.pretrained), self.study.runtime)
+        backbone = load_backbone(profile.model, profile.pretrained, profile.image_size)
+        if profile.head == "text" and not isinstance(backbone, Clip):
+            raise ValueError(f"model '{profile.model}' reads no text, so no head comes from it: set head='class-mean'")
+        return on_device(backbone, self.study.runtime)
+
+    @property
+    def clip(self) -> Clip:
+        """The backbone, where it has a text side.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if not isinstance(self.backbone, Clip):
+            raise ValueError(f"model '{self.study.profile.model}' is no CLIP, which is needed here: choose one")
+        return self.backbone
 
     @property
     def frozen_bytes(self) -> int:
-        """What the text tower takes on the device."""
-        merged = {id(parameter) for parameter in self.clip.visual.parameters()}
-        return sum(own.nbytes for own in self.clip.model.parameters() if id(own) not in merged)
+        """What a text tower, or a head that is not used, takes on the device."""
+        merged = {id(parameter) for parameter in self.backbone.encoder.parameters()}
+        return sum(own.nbytes for own in self.backbone.model.parameters() if id(own) not in merged)
 
     @cached_property
     def model(self) -> FlatModel:
         """The image encoder as a point in R^D."""
-        return FlatModel(self.clip.visual, self.study.runtime.device)
+        return FlatModel(self.backbone.encoder, self.study.runtime.device)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -209,7 +228,7 @@ class Workspace(BaseWorkspace):
         if name not in self._splits:
             options = {
                 "sizes": self.study.profile.sizes,
-                "image_size": self.clip.image_size,
+                "image_size": self.backbone.image_size,
                 "data_root": self.study.data_root,
                 "cache": self.study.cache,
             }
@@ -222,7 +241,8 @@ class Workspace(BaseWorkspace):
 
         They are kept in the store: training processes must start from the same bits, whatever their number of threads.
         """
-        model = digest(*self.clip.model.state_dict().values())
+        self.place(self.theta0, self.model.initial_statistics)
+        model = digest(*self.backbone.model.state_dict().values())
         return {name: self._head(task, model) for name, task in self.tasks.items()}
 
     def _head(self, task: Task, model: str) -> Tensor:
@@ -240,8 +260,8 @@ class Workspace(BaseWorkspace):
         def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], None]:
             if train is None:
                 return {"head": text_head(self.clip, task.class_names, task.templates, profile.head_scale)}, None
-            encoder = self.model.move_to(self.theta0)
-            features = image_features(encoder, train.images, self.clip.preprocess, self.study.runtime)
+            encoder = self.place(self.theta0, self.model.initial_statistics)
+            features = image_features(encoder, train.images, self.backbone.preprocess, self.study.runtime)
             return {"head": class_mean_head(features, train.labels, len(task.class_names), profile.head_scale)}, None
 
         return self.study.store.get("head", determines, make).tensors["head"]
@@ -249,13 +269,13 @@ class Workspace(BaseWorkspace):
     def _expert_key(self, task: str) -> dict[str, object]:
         train, validation = self.split("train")[task], self.split("validation")[task]
         return {
-            "start": digest(self.theta0, self.heads[task]),
+            "start": digest(self.theta0, self.heads[task], *self.model.initial_statistics.values()),
             "images": digest(train.images, train.labels, validation.images, validation.labels),
         }
 
     def _fine_tune(self, task: str, **options: object) -> tuple[Tensor, Table]:
         train, validation = self.split("train")[task], self.split("validation")[task]
-        given = self.clip.preprocess, self.study.runtime
+        given = self.backbone.preprocess, self.study.runtime
         batch = {"task": task, "batch": self.study.profile.fine_tuning_batch, "seed": self.study.seed}
         loss_at = fine_tuning.image_loss(self.heads[task], (train.images, train.labels), *given, **batch)
 
@@ -288,6 +308,42 @@ class Workspace(BaseWorkspace):
         """One task's expert as a state dict of the image encoder."""
         return self.layout.views(self.expert(task).tensors["theta"])
 
+    def own_statistics(self, task: str) -> dict[str, Tensor]:
+        """BatchNorm's running statistics of the expert of a task; {} without BatchNorm."""
+        return {name: tensor for name, tensor in self.expert(task).tensors.items() if name != "theta"}
+
+    def place(
+        self,
+        theta: Tensor,
+        statistics: batch_norm.Statistics | None = None,
+        *,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+    ) -> nn.Module:
+        """The encoder at a point of R^D, ready for evaluation (see `lib.batch_norm`; without BatchNorm only moved).
+
+        Args:
+            theta: parameters of the image encoder [D].
+            statistics: BatchNorm's running statistics; by default they are re-estimated.
+            tasks: on unlabelled adaptation images of these tasks; by default all.
+            corruption: of those images.
+        """
+        encoder = self.model.move_to(theta.to(self.study.runtime.device))
+        if statistics is None:
+            batches = self._mixed_batches(tasks or list(self.tasks), corruption)
+            batch_norm.reestimate_batch_norm(encoder, batches)
+        else:
+            batch_norm.load_statistics(encoder, statistics)
+        return encoder.eval()
+
+    def _mixed_batches(self, tasks: Sequence[str], corruption: str) -> Iterator[Tensor]:
+        """Inputs with equally many unlabelled images of every task, the same ones whatever is normalised with them."""
+        images = {name: self.inputs("adaptation", name, corruption) for name in tasks}
+        each, names = max(2, batch_norm.ROWS // len(images)), ("batch norm", self.study.seed)
+        for step in range(batch_norm.BATCHES):
+            rows = [own[batch_indices(len(own), each, step, *names, name)] for name, own in images.items()]
+            yield self.backbone.preprocess(torch.cat(rows).to(self.study.runtime.device))
+
     def images(self, split: str, task: str, corruption: str = "") -> Tensor:
         """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted (see `lib.corruptions`)."""
         clean = self.split(split)[task].images
@@ -306,7 +362,7 @@ class Workspace(BaseWorkspace):
         """What adaptation minimises in a setting."""
         heads = [self.heads[name] for name in setting.tasks]
         images = list(setting.inputs.values())
-        return ImageObjective(self.model, heads, images, self.clip.preprocess, self.study.runtime, **options)
+        return ImageObjective(self.model, heads, images, self.backbone.preprocess, self.study.runtime, **options)
 
     def evaluate(
         self,
@@ -316,6 +372,7 @@ class Workspace(BaseWorkspace):
         tasks: Sequence[str] = (),
         corruption: str = "",
         limit: int | None = None,
+        statistics: batch_norm.Statistics | None = None,
     ) -> Table:
         """Score a point of R^D: rows (method, task, split, seed, accuracy, loss, n).
 
@@ -326,8 +383,11 @@ class Workspace(BaseWorkspace):
             tasks: which tasks; by default all.
             corruption: of the images, see `lib.corruptions`; "" for none.
             limit: at most so many images per task.
+            statistics: BatchNorm's running statistics, such as `own_statistics` of an expert; by default they are
+                re-estimated at theta on the adaptation images of the tasks scored, which is the rule for merged models.
         """
-        tables = []
+        heads, tables = self.heads, []  # heads first: making them moves the model
+        self.place(theta, statistics, tasks=tasks, corruption=corruption)
         for split in splits or ("test",):
             parts = {
                 name: (self.images(split, name, corruption)[:limit], self.split(split)[name].labels[:limit])
@@ -337,9 +397,9 @@ class Workspace(BaseWorkspace):
                 evaluate(
                     theta.to(self.study.runtime.device),
                     self.model,
-                    self.heads,
+                    heads,
                     parts,
-                    self.clip.preprocess,
+                    self.backbone.preprocess,
                     self.study.runtime,
                     method=method,
                     split=split,

@@ -27,7 +27,7 @@ class World:
         torch.manual_seed(0)
         profile = get_profile("tiny", mask_steps=4, adaptation_steps=3, evaluate_every=2, adaptation_batch=4)
         self.study = Study(profile, root=root)
-        self.clip = SimpleNamespace(preprocess=Preprocess((0.5,) * 3, (0.25,) * 3))
+        self.backbone = SimpleNamespace(preprocess=Preprocess((0.5,) * 3, (0.25,) * 3))
         self.model = FlatModel(nn.Sequential(nn.Flatten(), nn.Linear(48, 8), nn.Tanh(), nn.Linear(8, 5)))
         self.layout, self.theta0 = self.model.layout, self.model.initial()
         self.task_vectors = 0.1 * torch.randn(3, self.layout.length) * self.layout.inside()

@@ -260,7 +260,7 @@ def test_statistics_of_experts_are_kept_in_the_store(tmp_path, monkeypatch):
     study = SimpleNamespace(seed=0, store=Store(tmp_path), runtime=RUNTIME)
     workspace = SimpleNamespace(
         study=study, tasks=tasks, split=lambda _: splits, heads={"one": head, "two": head}, model=model,
-        theta0=theta0, task_vectors=experts - theta0, clip=SimpleNamespace(preprocess=PREPROCESS),
+        theta0=theta0, task_vectors=experts - theta0, backbone=SimpleNamespace(preprocess=PREPROCESS),
     )  # fmt: skip
     everything = (theta0, experts - theta0, model.layout)
     fisher = expert_statistics.fisher(workspace, images=4, signs=0, labelled=False)

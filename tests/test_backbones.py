@@ -1,0 +1,164 @@
+"""Backbones other than the shipped CLIP: timm's, with or without weights, and CLIP's ResNet."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from lib import batch_norm
+from lib.backbones import find_weights, load_backbone, load_timm, parse
+from lib.device import Runtime
+from lib.fine_tuning import fine_tune, image_loss
+from lib.flat_model import FlatModel
+from lib.models import Clip, class_mean_head, image_features, text_head
+from lib.objectives import ImageObjective
+from lib.profiles import get_profile
+from lib.rng import generator
+from lib.study import Study
+from lib.workspace import Workspace
+
+RUNTIME = Runtime()
+SMALL_VIT = "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=24, depth=2, num_heads=3)"
+SMALL_CONV = "timm:resnet18(layers=(1, 1, 1, 1), channels=(8, 8, 16, 16))"
+DEIT = Path(os.environ.get("STUDY_SHARED", "/nonexistent")) / "weights" / "deit_tiny_patch16_224"
+
+
+def pictures(count, side, seed=0):
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator("pictures", seed))
+
+
+@pytest.mark.parametrize(("source", "width"), [(SMALL_VIT, 24), (SMALL_CONV, 16)])
+def test_random_weights_are_always_the_same(source, width):
+    torch.manual_seed(1)
+    first = load_backbone(source, image_size=32)
+    torch.manual_seed(2)
+    second = load_backbone(source, image_size=32)
+    assert first.image_size == 32
+    assert not isinstance(first, Clip)
+    inputs = first.preprocess(pictures(2, 32))
+    with torch.no_grad():
+        assert torch.equal(first.encoder(inputs), second.encoder(inputs))
+        assert first.encoder(inputs).shape == (2, width)
+
+
+def test_the_models_own_size_and_normalisation():
+    backbone = load_backbone("timm:resnet18(layers=(1, 1, 1, 1), channels=(8, 8, 16, 16))")
+    config = timm.get_pretrained_cfg("resnet18")
+    assert backbone.image_size == config.input_size[-1] == 224
+    assert (backbone.preprocess.mean, backbone.preprocess.std) == (config.mean, config.std)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("timm:resnt18", r"timm knows no model 'resnt18' \(did you mean 'resnet18'\?\)"),
+        ("timm:", "cannot be read: write timm:NAME or timm:NAME"),
+        ("timm:resnet18(layers=", "cannot be read"),
+        ("timm:resnet18(7)", "cannot be read"),
+        ("timm:resnet18(layers=print(1))", "with plain values"),
+        ("timm:resnet18(colour=1)", "timm cannot build .*colour"),
+    ],
+)
+def test_a_wrong_source_is_one_clear_sentence(source, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load_backbone(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_are_plain_values():
+    assert parse("timm:resnet18.a1_in1k") == ("resnet18.a1_in1k", {})
+    name, options = parse("timm:resnet18(layers=(1, 1, 1, 1), stem_type='deep')")
+    assert (name, options) == ("resnet18", {"layers": (1, 1, 1, 1), "stem_type": "deep"})
+
+
+def test_weights_in_timms_format_with_and_without_the_classifier(tmp_path):
+    source = "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=24, depth=2, num_heads=3, img_size=48)"
+    name, options = parse(source)
+    torch.manual_seed(3)
+    whole = timm.create_model(name, num_classes=7, **options).eval()
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        backbone = load_timm(source, str(place))
+        assert backbone.image_size == 48
+        inputs = backbone.preprocess(pictures(2, 48))
+        with torch.no_grad():
+            expected = whole.forward_head(whole.forward_features(inputs), pre_logits=True)
+            assert torch.equal(backbone.encoder(inputs), expected)
+
+
+def test_position_embeddings_of_another_size_are_resampled_by_timm(tmp_path):
+    large, small = (load_timm(SMALL_VIT, image_size=size) for size in (64, 32))
+    save_file(large.encoder.state_dict(), tmp_path / "weights.safetensors")
+    resized = load_timm(SMALL_VIT, str(tmp_path), 32).encoder
+    assert resized.pos_embed.shape == small.encoder.pos_embed.shape == (1, 17, 24)
+    expected = timm.layers.resample_abs_pos_embed(large.encoder.pos_embed, (4, 4), (8, 8), 1)
+    torch.testing.assert_close(resized.pos_embed, expected)
+    assert torch.equal(resized.blocks[1].mlp.fc1.weight, large.encoder.blocks[1].mlp.fc1.weight)
+
+
+def test_weights_of_another_model_or_none_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"name one \.safetensors file or a folder with one \(found: none\)"):
+        find_weights(str(tmp_path))
+    save_file(load_timm(SMALL_CONV).encoder.state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"is no checkpoint of 'timm:vit.*: 'blocks\.0\.attn\.proj\.bias' is nothing"):
+        load_timm(SMALL_VIT, str(tmp_path), 32)
+    save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match=r"found: a\.safetensors, b\.safetensors"):
+        find_weights(str(tmp_path))
+
+
+def test_a_profile_that_asks_for_text_is_refused(tmp_path):
+    profile = get_profile("tiny", model=SMALL_CONV, image_size=32)
+    with pytest.raises(ValueError, match="reads no text, so no head comes from it: set head='class-mean'"):
+        _ = Workspace(Study(profile, root=tmp_path)).backbone
+    plain = Workspace(Study(dataclasses.replace(profile, head="class-mean"), root=tmp_path))
+    assert plain.backbone.image_size == 32
+    with pytest.raises(ValueError, match="is no CLIP, which is needed here"):
+        _ = plain.clip
+    with pytest.raises(ValueError, match="'image_size' is -1, expected a positive number"):
+        get_profile("tiny", image_size=-1)
+    assert get_profile("tiny", image_size=0) == get_profile("tiny")
+
+
+def test_clips_resnet_goes_through_every_step():
+    """RN50 with attention pooling, random weights, 32 pixels: heads, objective, fine-tuning, evaluation's features."""
+    clip = load_backbone("RN50", image_size=32)
+    assert clip.image_size == 32
+    assert len(batch_norm.batch_norms(clip.encoder)) == 55
+    model, images, labels = FlatModel(clip.encoder), pictures(8, 32), torch.arange(8) % 2
+    theta0 = model.initial()
+    assert any("attnpool" in name for name in model.layout.names)
+    heads = [
+        text_head(clip, ["one", "two"], ["a photo of a {}."]),
+        class_mean_head(image_features(clip.encoder, images, clip.preprocess, RUNTIME), labels, 2, 40.0),
+    ]
+    assert [head.shape for head in heads] == [(2, 1024)] * 2
+    objective = ImageObjective(model, heads, [images, images], clip.preprocess, RUNTIME, batch=4, seed=0)
+    loss, gradient = objective(0)(theta0)
+    assert 0 < loss < 2
+    assert torch.isfinite(gradient).all()
+    loss_at = image_loss(heads[1], (images, labels), clip.preprocess, RUNTIME, task="x", batch=4, seed=0)
+    theta, _ = fine_tune(model, theta0, loss_at, lambda _: 0.0, task="x", steps=1, learning_rate=1e-4)
+    batch_norm.reestimate_batch_norm(model.move_to((theta + theta0) / 2), [clip.preprocess(images)])
+    assert torch.isfinite(image_features(clip.encoder, images, clip.preprocess, RUNTIME)).all()
+
+
+@pytest.mark.skipif(not DEIT.is_dir(), reason="no DeiT weights; STUDY_SHARED names the folder above weights/")
+def test_a_real_deit_at_64_pixels():
+    backbone = load_backbone("timm:deit_tiny_patch16_224", str(DEIT), 64)
+    theirs = timm.create_model(
+        "deit_tiny_patch16_224", pretrained=True, img_size=64,
+        pretrained_cfg_overlay={"file": str(next(DEIT.glob("*.safetensors")))},
+    ).eval()  # fmt: skip
+    inputs = backbone.preprocess(pictures(4, 64))
+    with torch.no_grad():
+        features = backbone.encoder(inputs)
+        expected = theirs.forward_head(theirs.forward_features(inputs), pre_logits=True)
+    assert features.shape == (4, 192)
+    assert torch.isfinite(features).all()
+    assert torch.equal(features, expected)
+    assert FlatModel(backbone.encoder).layout.parameters == sum(p.numel() for p in backbone.encoder.parameters())
