@@ -84,8 +84,9 @@ lab: $(READY) ## Open the notebooks in JupyterLab
 publish: $(READY) ## Copy the outputs of the last run (PROFILE, SEED) into notebooks/, ready to commit
 	@$(PY) -m lib.publish --profile "$(PROFILE)" --seed "$(SEED)"
 
-pretrain: $(READY) ## Train the shipped tiny CLIP and the tiny T5 again (up to an hour)
+pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT, tiny T5 (up to an hour)
 	@$(PY) -m lib.pretraining
+	@$(PY) -m lib.supervised
 	@$(PY) -m lib.language.pretraining
 
 lint: $(READY) ## Check style and format of code and notebooks

@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
+    "14_architectures": (["01_fine_tuning"], ["activation_variance", "running_statistics", "architectures"]),
     "20_language_fine_tuning": ([], ["learning_curves", "cross_evaluation", "similarity", "adapter_spaces"]),
     "21_language_fusion": (["20_language_fine_tuning"], ["fusion", "scaling", "baselines"]),
     "22_language_concrete": (

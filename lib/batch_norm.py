@@ -13,6 +13,9 @@ above all (REPAIR, https://arxiv.org/abs/2211.08403). The study has one rule for
   differentiates through them, as TENT does (https://arxiv.org/abs/2006.10726); running statistics are neither read nor
   written (`batch_statistics`). That is what re-estimation averages over many such batches.
 
+Merging whole files (`lib.streaming`) knows no models: it treats running statistics like any other entry, so re-estimate
+them afterwards.
+
 LayerNorm and GroupNorm normalise each image by itself and have no such state; for them everything here does nothing.
 """
 
@@ -67,6 +70,19 @@ def averaged(many: Sequence[Statistics]) -> dict[str, Tensor]:
         name: torch.stack([given[name].double() for given in many]).mean(0).to(first.dtype)
         for name, first in many[0].items()
     }
+
+
+def pooled(many: Sequence[Statistics]) -> dict[str, Tensor]:
+    """Statistics of the mixture in equal parts of what several models saw, by the law of total variance, without data.
+
+    sigma^2 = mean_t sigma_t^2 + var_t mu_t: unlike their mean, it counts the spread between tasks. But it is of the
+    experts' weights: what merged weights make of the same images it cannot know.
+    """
+    found = averaged(many)
+    for name in (name for name in found if name.endswith("running_var")):
+        means = torch.stack([given[name.removesuffix("var") + "mean"] for given in many])
+        found[name] += means.var(0, correction=0)
+    return found
 
 
 @torch.no_grad()

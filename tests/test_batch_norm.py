@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from lib import batch_norm, fusion
-from lib.batch_norm import averaged, batch_statistics, load_statistics, reestimate_batch_norm, statistics
+from lib.batch_norm import averaged, batch_statistics, load_statistics, pooled, reestimate_batch_norm, statistics
 from lib.device import Runtime
 from lib.fine_tuning import fine_tune
 from lib.flat_model import FlatModel
@@ -113,6 +113,19 @@ def test_averaged_statistics_are_the_mean():
     mean = averaged(many)
     assert all(torch.equal(mean[name], many[0][name] + 1) for name in mean)
     assert {value.dtype for value in mean.values()} == {torch.float32, torch.int64}
+
+
+def test_pooled_statistics_are_those_of_the_mixture():
+    tasks = [torch.randn(4000, 2, 1, 1, generator=generator("task", k)) * (k + 1) + 3 * k for k in range(3)]
+    many = []
+    for images in (*tasks, torch.cat(tasks)):
+        layer = nn.BatchNorm2d(2)
+        reestimate_batch_norm(layer, [images])
+        many.append(statistics(layer))
+    mixture = pooled(many[:3])
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(mixture[name], many[3][name], rtol=1e-3, atol=1e-3)
+    assert (averaged(many[:3])["running_var"] < 0.7 * many[3]["running_var"]).all()
 
 
 def test_batch_statistics_normalise_and_are_not_kept():

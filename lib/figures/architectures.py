@@ -1,0 +1,60 @@
+"""Figures of notebook 14: what merging keeps of a ConvNet and of a ViT, and what BatchNorm needs afterwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lib.plotting import band, in_order, method_colours, method_rows, new_figure, percent_axis, seed_count
+
+Table = pd.DataFrame
+
+MARKERS = "oDs^v"
+
+
+def architectures(table: Table) -> Figure:
+    """Held-out accuracy of every method, a panel per architecture."""
+    kinds, methods = list(table["architecture"].unique()), in_order(table["method"].unique())
+    figure, panels = new_figure(5.4 * len(kinds) + 1, 0.42 * len(methods) + 1.2, columns=len(kinds))
+    colours = method_colours(methods)
+    for axes, kind in zip(np.atleast_1d(panels), kinds, strict=True):
+        rows = table[table["architecture"] == kind]
+        wide = rows.pivot_table(index=["seed", "task"], columns="method", values="accuracy")[methods]
+        method_rows(axes, 100 * wide, colours)
+        percent_axis(axes, "x", "held-out accuracy (%)")
+        axes.set_title(f"{kind}; {seed_count(rows)}")
+        axes.tick_params(axis="y", labelleft=axes is np.atleast_1d(panels)[0])
+    return figure
+
+
+def running_statistics(table: Table) -> Figure:
+    """The ConvNet's held-out accuracy along Task Arithmetic, by where its BatchNorm statistics come from."""
+    figure, axes = new_figure(7.5, 3.8)
+    rules = table["statistics"].unique()
+    for number, (rule, colour) in enumerate(method_colours(rules).items()):
+        rows = table[table["statistics"] == rule]
+        by_seed = 100 * rows.groupby(["scaling_factor", "seed"])["accuracy"].mean()
+        factors = by_seed.groupby("scaling_factor")
+        style = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "label": rule}
+        band(axes, factors.mean(), factors.std(), **style)
+    percent_axis(axes, "y", "held-out accuracy (%)")
+    axes.set(xlabel="scaling factor", title=f"One merged theta, different statistics; {seed_count(table)}")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), title="running statistics")
+    return figure
+
+
+def activation_variance(table: Table) -> Figure:
+    """Variance of a merged ConvNet's activations as a share of the experts', BatchNorm layer by layer."""
+    figure, axes = new_figure(6.5, 3.6)
+    methods = in_order(table["method"].unique())
+    for method, colour in method_colours(methods).items():
+        by_seed = table[table["method"] == method].groupby(["position", "seed"])["share"].mean()
+        layers = by_seed.groupby("position")
+        band(axes, 100 * layers.mean(), 100 * layers.std(), color=colour, marker="o", ms=4, label=method)
+    axes.axhline(100, color="0.6", lw=1, ls="--")
+    axes.set(xlabel="BatchNorm layer, from input to output", ylim=(0, None))
+    percent_axis(axes, "y", "variance, % of the experts'")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_title(f"The same images through merged weights; {seed_count(table)}")
+    return figure
