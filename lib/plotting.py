@@ -27,6 +27,7 @@ COLOURS = {
     "Iso-C": PINK,
     "Iso-CTS": PINK,
     "TSV-M": PINK,
+    "TSV-M (kernels as matrices)": PINK,
     "WUDI-Merging": PINK,
     "Fisher merging": ORANGE,
     "RegMean": ORANGE,

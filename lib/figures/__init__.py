@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_count, temperature, temperature_curve
-from lib.figures.architectures import activation_variance, architectures, running_statistics
+from lib.figures.backbones import activation_variance, architectures, running_statistics
 from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
 from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
 from lib.figures.experts import (

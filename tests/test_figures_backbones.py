@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from lib.figures import architectures as drawn
+from lib.figures import backbones as drawn
 
 METHODS = ("Weight averaging", "Task Arithmetic", "Experts")
 

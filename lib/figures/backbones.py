@@ -48,13 +48,13 @@ def activation_variance(table: Table) -> Figure:
     """Variance of a merged ConvNet's activations as a share of the experts', BatchNorm layer by layer."""
     figure, axes = new_figure(6.5, 3.6)
     methods = in_order(table["method"].unique())
-    for method, colour in method_colours(methods).items():
+    for number, method in enumerate(methods):
         by_seed = table[table["method"] == method].groupby(["position", "seed"])["share"].mean()
         layers = by_seed.groupby("position")
-        band(axes, 100 * layers.mean(), 100 * layers.std(), color=colour, marker="o", ms=4, label=method)
+        band(axes, 100 * layers.mean(), 100 * layers.std(), color=f"C{number}", marker="o", ms=4, label=method)
     axes.axhline(100, color="0.6", lw=1, ls="--")
-    axes.set(xlabel="BatchNorm layer, from input to output", ylim=(0, None))
     percent_axis(axes, "y", "variance, % of the experts'")
+    axes.set(xlabel="BatchNorm layer, from input to output", ylim=(0, 1.05 * axes.get_ylim()[1]))
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_title(f"The same images through merged weights; {seed_count(table)}")
     return figure
