@@ -31,7 +31,7 @@ unexport VIRTUAL_ENV PYTHONHOME
 ONE_THREAD = OMP_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study language reproduce test test-peers benchmark figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study language reproduce test scale test-peers benchmark figures lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test: $(READY) ## Run all tests: unit and property tests, then every notebook
 
 test-peers: $(PEERS) ## Compare the fusion methods with FusionBench, PEFT and mergekit (installs them first)
 	@$(PY) -m pytest tests/peers
+
+scale: $(READY) ## Run the paper's path on a stand-in for the hub, at its full size (8 GB disk, 10 GB memory), and what else is slow
+	@$(PY) -m pytest -m scale
 
 # On top of the study's own packages, of which it changes none: peers.lock is constrained by requirements.lock.
 $(PEERS): $(READY) peers.lock

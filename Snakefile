@@ -2,7 +2,7 @@
 #
 # `make study` calls this; it can be called directly too, also on a cluster:
 #   python -m snakemake --cores 2 --config profile=tiny seed=1
-#   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32
+#   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32     (README, "On a cluster")
 import fcntl
 import hashlib
 import json
@@ -49,6 +49,7 @@ ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first run
 # A model this small does not keep the cores busy, and starting a notebook is single-threaded work, so on a CPU two
 # notebooks that do not need each other run side by side, each with half of the cores. An accelerator they would share.
 AT_ONCE = 1 if shutil.which("nvidia-smi") or sys.platform == "darwin" else 2
+CORES = workflow.resource_settings.cores or 1  # of this machine; a cluster's scheduler is told by cpus_per_task
 
 PYTHON = shlex.quote(sys.executable)
 SEEDS = [int(seed) for seed in str(config.get("seeds", config.get("seed", 0))).split()] or [0]
@@ -56,7 +57,19 @@ SEEDS = [int(seed) for seed in str(config.get("seeds", config.get("seed", 0))).s
 TEXTS = {name: str(config[name]) for name in ("data_root", "tasks") if config.get(name)}
 TEXTS["profile"] = str(config.get("profile") or "tiny")
 PARAMS = {}
-for pair in shlex.split(str(config.get("params") or "")):
+
+
+def words(text):
+    """The words of a parameter, as a shell has them; of a quote at its end Snakemake's command line has robbed it."""
+    for lost in ("", "'", '"'):
+        try:
+            return shlex.split(text + lost)
+        except ValueError:
+            continue
+    raise WorkflowError(f"params: a quote in {text} is not closed")
+
+
+for pair in words(str(config.get("params") or "")):
     name, equals, value = pair.partition("=")
     if not (equals and name.isidentifier()):
         raise WorkflowError(f"params: '{pair}' is not name=value, as in params=\"mask_steps=50 temperature=0.5\"")
@@ -163,12 +176,15 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
                 seed=seed,
             # Of two that could run, the one of the earlier seed, then the one with the smaller number.
             priority: 1000 - 100 * number - int(notebook[:2])
-            threads: max(1, (workflow.cores or 1) // AT_ONCE)
+            threads: max(1, CORES // AT_ONCE)
+            # --log and no `log:`, because Snakemake deletes the log of an attempt that failed when it tries again.
             shell:
-                "exec {PYTHON} -m lib.run_notebook {input.source} {output.executed} --with-parent {ARGUMENTS} -p seed {params.seed}"
+                "exec {PYTHON} -m lib.run_notebook {input.source:q} {output.executed:q} --log --with-parent"
+                " {ARGUMENTS} -p seed {params.seed}"
 
 
 rule figures:
+    localrule: True  # on a cluster, too: it only draws
     input:
         ALL,
     output:
@@ -185,4 +201,5 @@ onsuccess:
 
 
 onerror:
-    print("\nThe study stopped; the message above says why. `make study` continues with what is missing.", flush=True)
+    why = f"the message above, or on a cluster the end of the notebook's log in {RUNS}/seed*, says why"
+    print(f"\nThe study stopped; {why}. The same command continues with what is missing.", flush=True)

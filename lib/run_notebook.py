@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
 import re
 import sys
 import threading
@@ -76,6 +77,23 @@ class Report:
         """Write a last line that the cell did not end."""
         if self._unfinished:
             self.write("\n")
+
+
+class Logged:
+    """A stream that writes into a log, too."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self.stream, self.log = stream, log
+
+    def write(self, text: str) -> None:
+        """Write to both."""
+        self.stream.write(text)
+        self.log.write(text)
+
+    def flush(self) -> None:
+        """Flush both."""
+        self.stream.flush()
+        self.log.flush()
 
 
 def run_notebook(
@@ -149,19 +167,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-p", "--parameters", **pair, help="a parameter; numbers, True, False and None are recognised")
     parser.add_argument("-r", "--parameters_raw", **pair, help="a parameter that stays text whatever it looks like")
     parser.add_argument("--with-parent", action="store_true", help="stop when the calling process is gone")
+    parser.add_argument("--log", action="store_true", help="append what is shown to OUTPUT's name with .log")
     given = parser.parse_args(arguments)
     parameters = {name: typed(value) for name, value in given.parameters} | dict(given.parameters_raw)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # what it would log is shown by Report
     if given.with_parent:
         _stop_with_parent()
-    try:
-        run_notebook(given.notebook, given.output, parameters)
-    except NotebookStopped as error:
-        print(f"\n{error}\n", file=sys.stderr, flush=True)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{given.notebook} was interrupted; the same command goes on.\n", file=sys.stderr, flush=True)
-        return 130
+    log = given.output.with_suffix(".log") if given.log else Path(os.devnull)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:  # what earlier attempts wrote stays
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, {platform.node()}", file=file, flush=True)
+        try:
+            run_notebook(given.notebook, given.output, parameters, Logged(sys.stdout, file))
+        except NotebookStopped as error:
+            print(f"\n{error}\n", file=Logged(sys.stderr, file), flush=True)
+            return 1
+        except KeyboardInterrupt:
+            print(f"\n{given.notebook} was interrupted; the same command goes on.\n", file=sys.stderr, flush=True)
+            return 130
     return 0
 
 

@@ -5,7 +5,7 @@ Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, https://arxiv.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from torch import Tensor
 from lib.layout import Layout
 
 
-def task_vectors(theta0: Tensor, experts: Sequence[Mapping[str, Tensor]], layout: Layout) -> Tensor:
+def task_vectors(theta0: Tensor, experts: Collection[Mapping[str, Tensor]], layout: Layout) -> Tensor:
     """Subtract the pre-trained parameters from each expert's: tau_t = theta_t - theta0.
 
     Args:
         theta0: pre-trained parameters [D].
-        experts: T state dicts with the layout's names and shapes.
+        experts: T state dicts with the layout's names and shapes; gone through once.
         layout: where each layer lies.
 
     Returns:

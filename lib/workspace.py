@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -54,7 +54,7 @@ class BaseWorkspace(ABC):
 
     @property
     @abstractmethod
-    def experts(self) -> dict[str, dict[str, Tensor]]:
+    def experts(self) -> Mapping[str, dict[str, Tensor]]:
         """Every task's expert as a state dict of what is merged."""
 
     @abstractmethod
@@ -99,7 +99,7 @@ class BaseWorkspace(ABC):
     def task_vectors(self) -> Tensor:
         """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
         device = self.study.runtime.device
-        return task_vectors(self.theta0.cpu(), list(self.experts.values()), self.layout).to(device)
+        return task_vectors(self.theta0.cpu(), self.experts.values(), self.layout).to(device)
 
     @cached_property
     def stored_vectors(self) -> Tensor:
@@ -111,10 +111,10 @@ class BaseWorkspace(ABC):
         if kind == "fp32":
             return self.task_vectors
         start = self.theta0.cpu()
-        each = (task_vectors(start, [self.expert_state(name)], self.layout)[0] for name in self.tasks)
+        each = (task_vectors(start, [self.experts[name]], self.layout)[0] for name in self.tasks)
         shape = (len(self.tasks), self.layout.length)
         if kind == "mapped":
-            states = (digest(*self.expert_state(name).values()) for name in self.tasks)
+            states = (digest(*self.experts[name].values()) for name in self.tasks)
             return mapped_rows(self.study.cache.parent / "task_vectors", each, shape, [digest(start), *states])
         rounded = torch.zeros(shape, dtype=torch.bfloat16, device=device)
         for row, vector in zip(rounded, each, strict=True):
@@ -125,10 +125,6 @@ class BaseWorkspace(ABC):
     def frozen_bytes(self) -> int:
         """What the parts of the model that are not merged take on the device."""
         return 0
-
-    def expert_state(self, task: str) -> dict[str, Tensor]:
-        """One task's expert as a state dict of what is merged."""
-        return self.experts[task]
 
     def expert(self, task: str) -> Artifact:
         """The expert of a task: tensor "theta", BatchNorm's running statistics by name, and its learning curve.
@@ -174,6 +170,27 @@ class BaseWorkspace(ABC):
     def merge(self, method: str, setting: Setting | None = None, **options: object) -> Merged:
         """Merge by a method of this study, adapting where it adapts, or load what that gave: see `methods.merge`."""
         return methods.merge(self, method, setting or self.setting(), **options)
+
+
+class OnDemand(Mapping[str, dict[str, Tensor]]):
+    """Experts by task, each read anew when asked for: kept, they would take as much memory as the task vectors."""
+
+    def __init__(self, tasks: Sequence[str], read: Callable[[str], dict[str, Tensor]]) -> None:
+        self.tasks, self.read = tuple(tasks), read
+
+    def __getitem__(self, task: str) -> dict[str, Tensor]:
+        """Read the expert of a task."""
+        if task not in self.tasks:
+            raise KeyError(task)
+        return self.read(task)
+
+    def __iter__(self) -> Iterator[str]:
+        """The tasks' names."""
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.tasks)
 
 
 @dataclass
@@ -299,14 +316,10 @@ class Workspace(BaseWorkspace):
         no_curve = pd.DataFrame(columns=list(fine_tuning.CURVE))
         return Artifact({"theta": self.layout.flatten(state)}, no_curve, {"file": str(path)})
 
-    @cached_property
-    def experts(self) -> dict[str, dict[str, Tensor]]:
-        """Every task's expert as a state dict of the image encoder."""
-        return {name: self.expert_state(name) for name in self.tasks}
-
-    def expert_state(self, task: str) -> dict[str, Tensor]:
-        """One task's expert as a state dict of the image encoder."""
-        return self.layout.views(self.expert(task).tensors["theta"])
+    @property
+    def experts(self) -> Mapping[str, dict[str, Tensor]]:
+        """Every task's expert as a state dict of the image encoder, read when asked for."""
+        return OnDemand(tuple(self.tasks), lambda name: self.layout.views(self.expert(name).tensors["theta"]))
 
     def own_statistics(self, task: str) -> dict[str, Tensor]:
         """BatchNorm's running statistics of the expert of a task; {} without BatchNorm."""
