@@ -47,7 +47,8 @@ def atomic_path(path: Path):  # noqa: ANN201 - a context manager over a Path
 def exclusive(folder: Path) -> Iterator[None]:
     """Let one process at a time inside, for each folder; the others wait. A process that dies leaves no lock behind."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+    # a file that can be written, not the folder itself: NFS, on which clusters keep their homes, locks nothing else
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
