@@ -153,7 +153,7 @@ def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind, mon
     tasks = {"one": 0, "two": 1, "three": 2}
     study = Study(get_profile("tiny", task_vector_dtype=kind, adaptation_steps=2), root=tmp_path)
     workspace = SimpleNamespace(study=study, theta0=theta0, task_vectors=vectors, layout=layout, tasks=tasks)
-    workspace.expert_state = lambda name: layout.views(theta0 + vectors[tasks[name]])
+    workspace.experts = {name: layout.views(theta0 + vectors[row]) for name, row in tasks.items()}
     workspace.stored_vectors = stored = BaseWorkspace.stored_vectors.func(workspace)
     assert stored.dtype == (torch.bfloat16 if kind == "bf16" else torch.float32)
     torch.testing.assert_close(stored.float(), vectors, atol=1e-6, rtol=2**-8)
