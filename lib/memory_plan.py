@@ -189,10 +189,13 @@ def check(
 
 
 def measured(objective: PredictionObjective, theta0: Tensor) -> dict[str, int]:
-    """`row_bytes`, `input_bytes` and `copies_bytes` of `Needs`, from passes of one and of two inputs."""
+    """`row_bytes`, `input_bytes` and `copies_bytes` of `Needs`, from passes of two and of three inputs.
+
+    Not of one: BatchNorm has no variance of a single value.
+    """
     module = objective.model.move_to(theta0)
     kept, inputs = [], []
-    for count in (1, 2):
+    for count in (2, 3):
         rows = {0: torch.arange(count) % objective.counts[0]}
         given = objective.inputs(rows)
         tensors = list(given.values()) if isinstance(given, Mapping) else [given]
@@ -200,7 +203,7 @@ def measured(objective: PredictionObjective, theta0: Tensor) -> dict[str, int]:
         ours = {tensor.untyped_storage().data_ptr() for tensor in (theta0, *tensors)}
         kept.append(_kept_by_autograd(lambda rows=rows, given=given: objective.logits(module, given, rows), ours))
     row = max(0, kept[1] - kept[0])
-    return {"row_bytes": row, "input_bytes": inputs[1] - inputs[0], "copies_bytes": max(0, kept[0] - row)}
+    return {"row_bytes": row, "input_bytes": inputs[1] - inputs[0], "copies_bytes": max(0, kept[0] - 2 * row)}
 
 
 def _kept_by_autograd(forward: Callable[[], object], ours: set[int]) -> int:

@@ -183,8 +183,8 @@ def test_the_plan_is_printed_for_models_that_the_study_does_not_ship(tmp_path, c
 
 def test_the_text_tower_counts_as_frozen():
     visual, text = nn.Linear(3, 4), nn.Linear(5, 6)
-    clip = SimpleNamespace(visual=visual, model=nn.ModuleList([visual, text]))
-    assert Workspace.frozen_bytes.fget(SimpleNamespace(clip=clip)) == 4 * (5 * 6 + 6)
+    backbone = SimpleNamespace(encoder=visual, model=nn.ModuleList([visual, text]))
+    assert Workspace.frozen_bytes.fget(SimpleNamespace(backbone=backbone)) == 4 * (5 * 6 + 6)
 
 
 def test_the_fields_are_checked():
