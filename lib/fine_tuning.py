@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pandas as pd
 import torch
@@ -101,6 +101,8 @@ def fine_tune(
     learning_rate: float,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[], None] = lambda: None,
+    keep: Collection[int] = (),
+    on_kept: Callable[[int, dict[str, Tensor]], None] = lambda step, expert: None,
 ) -> tuple[Tensor, pd.DataFrame]:
     """Train a model on one task (AdamW, warm-up, cosine decay).
 
@@ -118,6 +120,8 @@ def fine_tune(
         learning_rate: AdamW's peak.
         checkpoint: where to save and from where to continue.
         on_step: called after every step, and once for each step that a checkpoint already holds.
+        keep: after how many steps `on_kept` is called.
+        on_kept: takes that number and the unfinished expert: "theta" and BatchNorm's running statistics.
 
     Returns:
         The expert's parameters [D], and its learning curve (task, step, loss, validation_accuracy).
@@ -151,6 +155,8 @@ def fine_tune(
         recent = loss.item() if math.isnan(recent) else 0.9 * recent + 0.1 * loss.item()
         if (step + 1) % look == 0 or step + 1 == steps:
             curve.append((task, step + 1, recent, accuracy(module.eval())))
+        if step + 1 in keep:
+            on_kept(step + 1, {"theta": theta.clone(), **statistics(model.module)})
 
         def state(step: int = step, recent: float = recent) -> dict:
             progress_so_far = {"step": step + 1, "recent": recent, "curve": curve}

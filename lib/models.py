@@ -176,6 +176,44 @@ def class_mean_head(features: Tensor, labels: Tensor, classes: int, logit_scale:
     return torch.nn.functional.normalize(sums, dim=-1) * logit_scale
 
 
+def linear_probe_head(
+    features: Tensor, labels: Tensor, classes: int, logit_scale: float, penalty: float = 1e-4
+) -> Tensor:
+    """A head without text: the directions of a logistic regression on the pre-trained features of training images.
+
+    Class means of a backbone without text lie close together, so that even an expert's logits stay close; directions
+    that were fitted to tell the classes apart do not. Each is brought to length 1, so that one temperature holds for
+    all tasks, whatever the regression made of its own.
+
+    Args:
+        features: normalised features of the training images [N, width].
+        labels: int64 [N].
+        classes: C.
+        logit_scale: factor between cosine similarity and logit.
+        penalty: weight of half the squared norm of the regression's weights (L-BFGS, no bias).
+
+    Returns:
+        [C, width].
+
+    Raises:
+        ValueError: if a class has no image.
+    """
+    directions = 20 * class_mean_head(features, labels, classes, 1.0)  # near the length that the fit will have
+    directions.requires_grad_(True)
+    features, labels = features.float().cpu(), labels.cpu()
+    optimiser = torch.optim.LBFGS([directions], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        fit = torch.nn.functional.cross_entropy(features @ directions.T, labels)
+        loss = fit + penalty / 2 * directions.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return torch.nn.functional.normalize(directions.detach(), dim=-1) * logit_scale
+
+
 @torch.no_grad()
 def image_features(
     encoder: nn.Module, pixels: Tensor, preprocess: Preprocess, runtime: Runtime, batch: int = 256

@@ -21,7 +21,7 @@ DRAWN_TEXT_TASKS = "acceptability inference paraphrases answering duplicates ent
 SETTINGS = {"profile": str, "seed": int, "data_root": str, "device": str, "precision": str}
 # Fields that are one of a few words.
 CHOICES = {
-    "head": ("text", "class-mean"),
+    "head": ("text", "class-mean", "linear-probe"),
     "task_vector": ("weights", "adapter"),
     "final_mask": ("sample", "hard", "expected"),
     "ablation_grid": ("short", "whole"),
@@ -42,6 +42,7 @@ class Profile:
         fine_tuning_steps: optimiser steps per expert.
         fine_tuning_batch: examples per step.
         fine_tuning_rate: peak learning rate of AdamW (linear warm-up, cosine decay).
+        kept_steps: after how many of these steps experts are kept as well, unfinished; numbers separated by spaces.
         scaling_factor: of Task Arithmetic and Ties-Merging (paper: 0.3).
         adaptation_batch: examples per task and step (paper: 16 images, 8 texts).
         mask_steps: steps of mask learning (paper: 2000).
@@ -68,6 +69,7 @@ class Profile:
     fine_tuning_steps: int = 420
     fine_tuning_batch: int = 64
     fine_tuning_rate: float = 1e-3
+    kept_steps: str = ""
     scaling_factor: float = 0.3
     adaptation_batch: int = 16
     mask_steps: int = 80
@@ -102,6 +104,11 @@ class Profile:
         return OWN
 
     @property
+    def kept(self) -> tuple[int, ...]:
+        """`kept_steps` as numbers."""
+        return tuple(int(step) for step in self.kept_steps.replace(",", " ").split())
+
+    @property
     def task_names(self) -> tuple[str, ...]:
         """The tasks' names, one by one."""
         return tuple(self.tasks.replace(",", " ").split())
@@ -114,7 +121,8 @@ class VisionProfile(Profile):
     Attributes:
         pretrained: weights for a model name: "openai"; for timm "hub", a safetensors file or a folder with one.
         image_size: side of the images in pixels; 0 takes the model's own.
-        head: "text" (frozen prompt embeddings) or "class-mean" (frozen mean features of the training images).
+        head: "text" (frozen prompt embeddings), "class-mean" (frozen mean features of the training images) or
+            "linear-probe" (frozen directions of a logistic regression on these features).
         head_scale: factor between cosine similarity and logit in every head (CLIP: 100). The tiny CLIP's own, 12.5, is
             what careless captions taught it; with it no prediction can be sure, so no expert either.
         experts: where finished experts lie, a folder, a file or a name on the hub with {task} in it (the lineage's own
@@ -159,6 +167,14 @@ class VisionProfile(Profile):
     def lineage(self) -> str:
         """Whose fine-tuning the experts come from: "own", "hugging-face" or "task-vectors"."""
         return lineage_of(self.experts, self.task_names)
+
+
+@dataclass(frozen=True)
+class RealProfile(VisionProfile):
+    """Real images and a real backbone: nothing of it is shipped, so it runs by itself (`make real`)."""
+
+    family = "real"
+    default = "deit-tiny"
 
 
 @dataclass(frozen=True)
@@ -293,6 +309,22 @@ PROFILES: dict[str, Profile] = {
         VisionProfile("clip-vit-b-32", model="ViT-B-32", **CLIP),
         VisionProfile("clip-vit-b-16", model="ViT-B-16", **CLIP),
         VisionProfile("clip-vit-l-14", model="ViT-L-14", **CLIP),
+        RealProfile(
+            "deit-tiny",
+            model="timm:deit_tiny_patch16_224",
+            pretrained="hub",
+            image_size=96,
+            tasks=REAL_TASKS,
+            head="linear-probe",
+            head_scale=20.0,
+            train_images=6000,
+            fine_tuning_steps=2000,
+            fine_tuning_batch=32,
+            fine_tuning_rate=1e-4,
+            kept_steps="60 200 600",
+            mask_steps=200,
+            adaptation_steps=200,
+        ),
         LanguageProfile("tiny-t5", **TEXT),
         LanguageProfile("tiny-t5-real", tasks=GLUE_TASKS, max_length=256, **TEXT),
         LanguageProfile("flan-t5-base", model="google/flan-t5-base", **FLAN),
@@ -302,7 +334,9 @@ PROFILES: dict[str, Profile] = {
 
 
 def family_of(notebook: str) -> str:
-    """Which profiles a notebook runs with, by its number: 20 to 29 are on language, all others on vision."""
+    """Which profiles a notebook runs with, by its number: 15 is on real images, 20 to 29 are on language."""
+    if notebook.startswith("15"):
+        return RealProfile.family
     return LanguageProfile.family if notebook.startswith("2") else VisionProfile.family
 
 
@@ -342,6 +376,10 @@ def get_profile(name: str, **overrides: object) -> Profile:
         if getattr(profile, field, allowed[0]) not in allowed:
             words = " or ".join(f"'{choice}'" for choice in allowed)
             raise ValueError(f"parameter '{field}' is '{getattr(profile, field)}', expected {words}")
+    words = profile.kept_steps.replace(",", " ").split()
+    if odd := [word for word in words if not (word.isdecimal() and 0 < int(word) < profile.fine_tuning_steps)]:
+        below = f"expected numbers below fine_tuning_steps={profile.fine_tuning_steps}"
+        raise ValueError(f"parameter 'kept_steps' names '{odd[0]}', {below}")
     if experts := getattr(profile, "experts", ""):
         pattern_of(experts, profile.model)
     if not profile.task_names or len(set(profile.task_names)) < len(profile.task_names):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NoReturn
 
 import pandas as pd
 import torch
@@ -19,7 +20,15 @@ from lib.flat_model import FlatModel
 from lib.layout import Layout
 from lib.mapped import mapped_rows
 from lib.methods import Merged, Setting
-from lib.models import Backbone, Clip, class_mean_head, image_features, on_device, text_head
+from lib.models import (
+    Backbone,
+    Clip,
+    class_mean_head,
+    image_features,
+    linear_probe_head,
+    on_device,
+    text_head,
+)
 from lib.objectives import ImageObjective, PredictionObjective
 from lib.parallel import train_experts
 from lib.rng import batch_indices, seed_of
@@ -37,9 +46,12 @@ class BaseWorkspace(ABC):
 
     Attributes:
         study: profile, seed, folders, device.
+        after: take experts as they were after so many steps of fine-tuning, one of the profile's `kept_steps`; 0 takes
+            the finished ones. `dataclasses.replace(workspace, after=300)` gives the same study of such experts.
     """
 
     study: Study
+    after: int = field(default=0, kw_only=True)
     _expert_keys: dict[str, dict[str, object]] = field(default_factory=dict, repr=False, kw_only=True)
 
     @property
@@ -135,20 +147,31 @@ class BaseWorkspace(ABC):
         missing = [name for name in self.tasks if not self.study.store.has("expert", self._key(name))]
         if task in missing and self.study.runtime.device == "cpu":
             train_experts(type(self), self.study, missing)
-        return self.make_expert(task)
+        finished = self.make_expert(task)
+        if not self.after:
+            return finished
+        if self.after not in self.study.profile.kept:
+            raise ValueError(f"no experts of step {self.after} are kept: name it in parameter kept_steps")
+        return self.study.store.get("expert", self._key(task, self.after), _lost)
 
     def make_expert(self, task: str, on_step: Callable[[], None] = lambda: None) -> Artifact:
         """Fine-tune the expert of a task in this process, or load it if the store has it."""
 
+        def keep(step: int, expert: dict[str, Tensor]) -> None:
+            self.study.store.get("expert", self._key(task, step), lambda _: (expert, None))
+
         def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
             profile = self.study.profile
             options = {"steps": profile.fine_tuning_steps, "learning_rate": profile.fine_tuning_rate}
+            options |= {"keep": profile.kept, "on_kept": keep}
             theta, curve = self._fine_tune(task, checkpoint=checkpoint, on_step=on_step, **options)
             return {"theta": theta, **batch_norm.statistics(self.model.module)}, curve
 
         return self.study.store.get("expert", self._key(task), make)
 
-    def _key(self, task: str) -> dict[str, object]:
+    def _key(self, task: str, after: int = 0) -> dict[str, object]:
+        if after:
+            return self._key(task) | {"after": after}
         if task not in self._expert_keys:  # hashing all training examples takes long enough to do it once
             profile = self.study.profile
             self._expert_keys[task] = {
@@ -159,6 +182,7 @@ class BaseWorkspace(ABC):
                 "steps": profile.fine_tuning_steps,
                 "batch": profile.fine_tuning_batch,
                 "learning_rate": profile.fine_tuning_rate,
+                **({"kept": profile.kept} if profile.kept else {}),
                 **self._expert_key(task),
             }
         return self._expert_keys[task]
@@ -170,6 +194,12 @@ class BaseWorkspace(ABC):
     def merge(self, method: str, setting: Setting | None = None, **options: object) -> Merged:
         """Merge by a method of this study, adapting where it adapts, or load what that gave: see `methods.merge`."""
         return methods.merge(self, method, setting or self.setting(), **options)
+
+
+def _lost(checkpoint: Checkpoint) -> NoReturn:
+    """What the store calls for an unfinished expert that it does not have."""
+    folder = checkpoint.path.parent
+    raise FileNotFoundError(f"the expert that was kept at {folder} is gone: delete the finished ones beside it, too")
 
 
 class OnDemand(Mapping[str, dict[str, Tensor]]):
@@ -254,7 +284,7 @@ class Workspace(BaseWorkspace):
 
     @cached_property
     def heads(self) -> dict[str, Tensor]:
-        """The frozen classification head of every task [C, width], as the profile says: from text or class means.
+        """The frozen classification head of every task [C, width], as the profile says: from text or from features.
 
         They are kept in the store: training processes must start from the same bits, whatever their number of threads.
         """
@@ -264,7 +294,7 @@ class Workspace(BaseWorkspace):
 
     def _head(self, task: Task, model: str) -> Tensor:
         profile = self.study.profile
-        train = self.split("train")[task.name] if profile.head == "class-mean" else None
+        train = self.split("train")[task.name] if profile.head != "text" else None
         determines = {
             "model": model,
             "kind": profile.head,
@@ -279,7 +309,8 @@ class Workspace(BaseWorkspace):
                 return {"head": text_head(self.clip, task.class_names, task.templates, profile.head_scale)}, None
             encoder = self.place(self.theta0, self.model.initial_statistics)
             features = image_features(encoder, train.images, self.backbone.preprocess, self.study.runtime)
-            return {"head": class_mean_head(features, train.labels, len(task.class_names), profile.head_scale)}, None
+            of_features = class_mean_head if profile.head == "class-mean" else linear_probe_head
+            return {"head": of_features(features, train.labels, len(task.class_names), profile.head_scale)}, None
 
         return self.study.store.get("head", determines, make).tensors["head"]
 
