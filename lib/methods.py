@@ -16,7 +16,7 @@ from lib.protocol import Protocol
 from lib.store import Checkpoint, digest
 
 if TYPE_CHECKING:
-    from lib.workspace import BaseWorkspace
+    from lib.base_workspace import BaseWorkspace
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from lib.progress import progress
 from lib.study import Study
 
 if TYPE_CHECKING:
-    from lib.workspace import BaseWorkspace
+    from lib.base_workspace import BaseWorkspace
 
 _steps: Synchronized | None = None  # in a worker: the steps done by all workers together
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from lib import fusion, memory_plan, methods
 from lib.adaptation import adapt
+from lib.base_workspace import BaseWorkspace
 from lib.device import Runtime
 from lib.flat_model import FlatModel
 from lib.mapped import mapped_rows
@@ -24,7 +25,7 @@ from lib.profiles import get_profile
 from lib.store import digest
 from lib.study import Study
 from lib.task_vectors import check_task_vectors
-from lib.workspace import BaseWorkspace, Workspace
+from lib.workspace import Workspace
 
 GB = 10**9
 TOLERANCE = 0.25  # of the measured peak

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lib import fine_tuning
+from lib.base_workspace import BaseWorkspace
 from lib.device import Runtime
 from lib.evaluation import COLUMNS
 from lib.flat_model import FlatModel
@@ -27,7 +28,6 @@ from lib.language.tokens import IGNORED, Tokens, tokenise
 from lib.methods import Setting
 from lib.rng import batch_indices, seed_of
 from lib.store import Artifact, digest
-from lib.workspace import BaseWorkspace
 
 Table = pd.DataFrame
 GRADES = 6  # a graded task's answers begin with one of the digits 0 to 5
