@@ -30,8 +30,11 @@ unexport VIRTUAL_ENV PYTHONHOME
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1
 
+# Notebook 15 needs images and weights that nothing here ships; tests/test_real_images.py runs it on a small mirror.
+NO_DATA = --ignore notebooks/15_real_images.ipynb
+
 .DEFAULT_GOAL := help
-.PHONY: help setup study language reproduce test scale test-peers benchmark figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study language real reproduce test scale test-peers benchmark figures lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,13 +53,16 @@ study: $(READY) ## Run the notebooks in order and draw the figures; continues wh
 language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE=flan-t5-base for the paper's models
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),tiny-t5,$(PROFILE))
 
+real: $(READY) ## Run notebook 15 on real images (hours on a CPU; DATA_ROOT=folder of a mirror, else from the hub)
+	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),deit-tiny,$(PROFILE))
+
 # The profile "tiny" has its full budgets in "tiny-full"; every other profile's are full as they are.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
 	@$(MAKE) --no-print-directory study PROFILE=$(PROFILE:tiny=tiny-full) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile
-	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks/
+	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks/ $(NO_DATA)
 
 test-peers: $(PEERS) ## Compare the fusion methods with FusionBench, PEFT and mergekit (installs them first)
 	@$(PY) -m pytest tests/peers
@@ -76,9 +82,9 @@ benchmark: $(PEERS) ## Time one mask step against FusionBench and a memory copy 
 	@$(PY) -m benchmarks.adaptation
 	@$(PY) -m lib.figures --benchmarks
 
-# Without a PROFILE both committed sets: vision and language.
+# Without a PROFILE all committed sets: vision, language, real images.
 figures: $(READY) ## Redraw every figure of the full run from its saved tables; runs no model
-	@for profile in $(if $(filter file,$(origin PROFILE)),tiny-full tiny-t5,$(PROFILE)); do \
+	@for profile in $(if $(filter file,$(origin PROFILE)),tiny-full tiny-t5 deit-tiny,$(PROFILE)); do \
 	  $(PY) -m lib.figures --profile $$profile --seed "$(SEED)" || exit 1; done
 
 lab: $(READY) ## Open the notebooks in JupyterLab

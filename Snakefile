@@ -32,6 +32,7 @@ NOTEBOOKS = {
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
     "14_architectures": (["01_fine_tuning"], ["activation_variance", "running_statistics", "architectures"]),
+    "15_real_images": ([], ["learning_curves", "real_images", "weak_experts"]),
     "20_language_fine_tuning": ([], ["learning_curves", "cross_evaluation", "similarity", "adapter_spaces"]),
     "21_language_fusion": (["20_language_fine_tuning"], ["fusion", "scaling", "baselines"]),
     "22_language_concrete": (

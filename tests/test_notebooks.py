@@ -12,7 +12,7 @@ from PIL import Image
 
 from lib import figures
 from lib.evaluation import gather, main_table, paired_difference
-from lib.profiles import LanguageProfile, VisionProfile, family_of
+from lib.profiles import LanguageProfile, RealProfile, VisionProfile, family_of
 from lib.study import ROOT, open_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -29,13 +29,14 @@ def code_cells(notebook):
 
 def test_there_are_notebooks():
     assert [path.stem[:2] for path in NOTEBOOKS] == [
-        "00", "01", "02", "03", "04", "05", "06", "07", "08", "10", "11", "12", "13", "14", "20", "21", "22", "90",
+        "00", "01", "02", "03", "04", "05", "06", "07", "08", "10", "11", "12", "13", "14", "15", "20", "21", "22",
+        "90",
     ]  # fmt: skip
 
 
 def test_the_first_code_cell_holds_parameters_that_the_study_knows(notebook):
     number = notebook.cells[0].source.removeprefix("# ")
-    family = LanguageProfile if family_of(number) == "language" else VisionProfile
+    (family,) = (kind for kind in (VisionProfile, RealProfile, LanguageProfile) if kind.family == family_of(number))
     tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code_cells(notebook)[:1]
     namespace = {}
@@ -67,7 +68,7 @@ def test_no_notebook_shows_a_path_of_the_machine_it_ran_on(notebook):
     assert not re.findall(r"/(?:work|home|root|tmp|Users)/\w+", nbformat.writes(notebook))
 
 
-@pytest.mark.parametrize("profile", ["tiny-full", "tiny-t5"])
+@pytest.mark.parametrize("profile", ["tiny-full", "tiny-t5", "deit-tiny"])
 def test_every_figure_is_drawn_from_the_committed_tables(tmp_path, profile):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "results").symlink_to(ROOT / "data" / "results")

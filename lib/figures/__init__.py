@@ -49,6 +49,7 @@ from lib.figures.merging import (
     scaling,
 )
 from lib.figures.protocol import hypergradient, protocol
+from lib.figures.real import real_images, weak_experts
 from lib.store import atomic_path, load_table
 from lib.study import ROOT, all_seeds
 
@@ -64,7 +65,7 @@ ALL_SEEDS = (
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
     similar_tasks, against_the_paper, temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
     objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
-    activation_variance,
+    activation_variance, real_images, weak_experts,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 
