@@ -26,6 +26,8 @@ PEERS := $(VENV)/.study-peers-ready
 export UV_HTTP_TIMEOUT ?= 300
 # One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
 unexport VIRTUAL_ENV PYTHONHOME
+# Without bytecode every process compiles all that it imports anew: ten seconds for each notebook.
+unexport PYTHONDONTWRITEBYTECODE
 
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1
