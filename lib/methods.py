@@ -34,6 +34,7 @@ RECIPES = {
     "Concrete AdaMerging (task-wise)": Recipe("task", mask=True),
     "Concrete AdaMerging (layer-wise)": Recipe("layer", mask=True),
 }
+SMALL = 10_000_000  # parameters of a model that fits into any computer's memory: no plan is made for it on a CPU
 # Baselines without data, as functions of (theta0, task_vectors, layout) and the profile's scaling factor.
 BASELINES: dict[str, Callable[..., Tensor]] = {
     "Weight averaging": lambda *point, scaling_factor: fusion.weight_averaging(*point),
@@ -254,7 +255,7 @@ def run(
             def evaluate(theta: Tensor) -> dict[str, float]:
                 return {"accuracy": accuracy(theta), "averaging": averaging}
 
-        if study.runtime.device != "cpu" or study.profile.model:  # what the study ships fits everywhere
+        if study.runtime.device != "cpu" or workspace.layout.length > SMALL:
             flags = {
                 "learn_mask": options.get("learn_mask", False),
                 "coefficients": options["coefficients"] is not None,

@@ -53,6 +53,11 @@ def published(*, lineage: str, model: str, experiment: str, path: Path = PUBLISH
     return chosen.reset_index(drop=True)
 
 
+def model_like(name: str) -> str:
+    """The published model to hold a profile's model against: its own scores where there are any, else ViT-B/32's."""
+    return {"ViT-L-14": "ViT-L/14", "ViT-L-14-quickgelu": "ViT-L/14"}.get(name, "ViT-B/32")
+
+
 def standing_in(sets: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
     """The study's tasks in the place of data sets of the paper.
 

@@ -169,7 +169,7 @@ def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind, mon
     torch.testing.assert_close(averaged, theta0 + vectors.mean(0), atol=2e-3, rtol=0)
 
 
-def test_the_plan_is_printed_for_models_that_the_study_does_not_ship(tmp_path, capsys, monkeypatch):
+def test_the_plan_is_printed_for_models_that_are_not_small(tmp_path, capsys, monkeypatch):
     objective, theta0, vectors, layout = small()
     profile = get_profile("clip-vit-b-32", tasks="mnist dtd svhn", adaptation_steps=1, micro_batch=4)
     workspace = SimpleNamespace(study=Study(profile, root=tmp_path), theta0=theta0, stored_vectors=vectors)
@@ -178,6 +178,9 @@ def test_the_plan_is_printed_for_models_that_the_study_does_not_ship(tmp_path, c
     workspace.objective = lambda setting, **options: given.update(options) or objective
     workspace.inputs, workspace.frozen_bytes = (lambda *_: objective.images[0]), 0
     methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace))
+    assert "needs about" not in capsys.readouterr().out
+    monkeypatch.setattr(methods, "SMALL", 10)
+    methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace), adaptation_steps=2)
     assert "AdaMerging (layer-wise) needs about 0.00 GB on cpu" in capsys.readouterr().out
     assert given["rows_at_once"] == 4
 

@@ -5,8 +5,8 @@ import pytest
 
 from lib.corruptions import CORRUPTIONS
 from lib.plotting import ORDER
-from lib.profiles import DRAWN_TASKS, GLUE_TASKS, REAL_TASKS
-from lib.reference import PLACES, PUBLISHED, beside_published, published, standing_in
+from lib.profiles import DRAWN_TASKS, GLUE_TASKS, PROFILES, REAL_TASKS, VisionProfile, get_profile
+from lib.reference import PLACES, PUBLISHED, beside_published, model_like, published, standing_in
 
 TABLE = pd.read_csv(PUBLISHED)
 UNSEEN = {"unseen tasks A": ("mnist", "eurosat"), "unseen tasks B": ("resisc45", "svhn")}
@@ -122,3 +122,10 @@ def test_no_method_is_above_the_experts_of_its_lineage():
     }:
         rows = means[(means["lineage"] == lineage) & (means["model"] == model)].set_index("method")["score"]
         assert rows.drop("Experts").max() < rows["Experts"], (lineage, model)
+
+
+def test_a_profile_is_held_against_the_published_model_of_its_own_size():
+    assert model_like(get_profile("clip-vit-l-14").model) == "ViT-L/14"
+    assert model_like(get_profile("clip-vit-b-32").model) == model_like("") == "ViT-B/32"
+    for name in (profile.model for profile in PROFILES.values() if isinstance(profile, VisionProfile)):
+        assert len(published(lineage="task-vectors", model=model_like(name), experiment="eight tasks"))

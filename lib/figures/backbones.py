@@ -32,11 +32,11 @@ def running_statistics(table: Table) -> Figure:
     """The ConvNet's held-out accuracy along Task Arithmetic, by where its BatchNorm statistics come from."""
     figure, axes = new_figure(7.5, 3.8)
     rules = table["statistics"].unique()
-    for number, (rule, colour) in enumerate(method_colours(rules).items()):
+    for number, rule in enumerate(rules):
         rows = table[table["statistics"] == rule]
         by_seed = 100 * rows.groupby(["scaling_factor", "seed"])["accuracy"].mean()
         factors = by_seed.groupby("scaling_factor")
-        style = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "label": rule}
+        style = {"color": f"C{number}", "marker": MARKERS[number % len(MARKERS)], "label": rule}
         band(axes, factors.mean(), factors.std(), **style)
     percent_axis(axes, "y", "held-out accuracy (%)")
     axes.set(xlabel="scaling factor", title=f"One merged theta, different statistics; {seed_count(table)}")
