@@ -4,6 +4,7 @@
 #   make study PROFILE=tiny-real DATA_ROOT=~/data  the same line on real images
 #   make reproduce                                 all seeds, full budgets: the committed tables
 #   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
+#   make study PROFILE=clip-vit-l-14 GPUS=4        several GPUs share the work of each notebook
 #   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
 
 PYTHON ?= python3
@@ -14,6 +15,8 @@ SEEDS ?= $(SEED)
 DATA_ROOT ?=
 TASKS ?=
 PARAMS ?=
+# Processes that share each notebook, with a GPU each (without any, cores). The results are the same up to rounding.
+GPUS ?= 1
 # Anything else for Snakemake, for example FLAGS=--dry-run or FLAGS="--executor slurm".
 FLAGS ?=
 # All cores that this process may use; on a CPU two notebooks run side by side, each with half of them.
@@ -48,9 +51,9 @@ $(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
-study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped
+study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped (GPUS=4: on several)
 	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
-	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" params="$(PARAMS)"
+	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" gpus="$(GPUS)" params="$(PARAMS)"
 
 language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE=flan-t5-base for the paper's models
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),tiny-t5,$(PROFILE))

@@ -3,6 +3,7 @@
 # `make study` calls this; it can be called directly too, also on a cluster:
 #   python -m snakemake --cores 2 --config profile=tiny seed=1
 #   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32     (README, "On a cluster")
+#   python -m snakemake --cores 8 --config profile=clip-vit-l-14 gpus=4              several GPUs for each notebook
 import fcntl
 import hashlib
 import json
@@ -47,12 +48,24 @@ NOTEBOOKS = {
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
 
+# With several GPUs torchrun starts each notebook as many times, and the processes share its work (lib/ranks.py).
+try:
+    GPUS = int(config.get("gpus") or 1)
+except ValueError:
+    GPUS = 0
+if GPUS < 1:
+    raise WorkflowError(f"gpus: '{config['gpus']}' is no number of GPUs, as in gpus=4")
+
 # A model this small does not keep the cores busy, and starting a notebook is single-threaded work, so on a CPU two
 # notebooks that do not need each other run side by side, each with half of the cores. An accelerator they would share.
-AT_ONCE = 1 if shutil.which("nvidia-smi") or sys.platform == "darwin" else 2
+AT_ONCE = 1 if GPUS > 1 or shutil.which("nvidia-smi") or sys.platform == "darwin" else 2
 CORES = workflow.resource_settings.cores or 1  # of this machine; a cluster's scheduler is told by cpus_per_task
 
 PYTHON = shlex.quote(sys.executable)
+START = PYTHON  # how a notebook is started
+if GPUS > 1:
+    threads_each = max(1, CORES // GPUS)
+    START = f"env OMP_NUM_THREADS={threads_each} {PYTHON} -m torch.distributed.run --standalone --nproc-per-node {GPUS}"
 SEEDS = [int(seed) for seed in str(config.get("seeds", config.get("seed", 0))).split()] or [0]
 # The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
 TEXTS = {name: str(config[name]) for name in ("data_root", "tasks") if config.get(name)}
@@ -178,9 +191,9 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
             # Of two that could run, the one of the earlier seed, then the one with the smaller number.
             priority: 1000 - 100 * number - int(notebook[:2])
             threads: max(1, CORES // AT_ONCE)
-            # --log and no `log:`, because Snakemake deletes the log of an attempt that failed when it tries again.
+            # --with-log and no `log:`, because Snakemake deletes the log of an attempt that failed when it tries again.
             shell:
-                "exec {PYTHON} -m lib.run_notebook {input.source:q} {output.executed:q} --log --with-parent"
+                "exec {START} -m lib.run_notebook {input.source:q} {output.executed:q} --with-log --with-parent"
                 " {ARGUMENTS} -p seed {params.seed}"
 
 

@@ -104,7 +104,7 @@ def adapt(
         seed: names the mask's noise.
         label: shown with the progress.
         protocol: what the paper and its codes leave open or do differently.
-        checkpoint: where to save and from where to continue; under several processes each needs one of its own.
+        checkpoint: where to save and from where to continue; of several processes a `SharedCheckpoint`.
         watch: called after every step; the numbers it returns become columns of the curve.
         evaluate: called every `evaluate_every` steps and after the last with the theta [D] that the run would end with
             now; likewise. Nothing it returns reaches the loop, so it may look at labels.
@@ -128,8 +128,10 @@ def adapt(
     if not learn_mask and coefficients is None:
         raise ValueError("nothing to learn: set coefficients to 'task' or 'layer', or learn_mask=True")
     exact = learn_mask and coefficients is not None and protocol.hypergradient == "exact"
-    if not whole and (exact or evaluate):
-        raise ValueError("hypergradient='exact' and evaluate need all of theta0 as a tensor, in one process")
+    if exact and not whole:
+        raise ValueError("hypergradient='exact' needs all of theta0 as a tensor, in one process")
+    if evaluate and not isinstance(theta0, Tensor):
+        raise ValueError("evaluate needs theta0 as a tensor")
 
     tasks = len(task_vectors)
     if coefficients is None and tasks > 1:  # with coefficients left alone only the sum matters, whatever T
@@ -169,7 +171,10 @@ def adapt(
         mask, at = rescaled_mask, lambdas.values
         if learn_mask:
             options = {"temperature": temperature, "seed": seed, "rescaled": protocol.rescale}
-            mask, at = concrete.final_mask(merging.logits, layout, protocol.final_mask, **options), lambdas.start
+            logits, at = shard.gather(merging.logits), lambdas.start
+            mask = shard.part(concrete.final_mask(logits, layout, protocol.final_mask, **options))
+        if shard.ranks > 1:
+            return merging.merge_inside(lambdas.merged(at), mask)
         return concrete.merge(theta0, task_vectors, lambdas.merged(at), layout, mask)
 
     def recent_loss() -> str:

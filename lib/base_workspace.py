@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib import batch_norm, fine_tuning, methods
+from lib import batch_norm, fine_tuning, methods, ranks
 from lib.flat_model import FlatModel
 from lib.layout import Layout
 from lib.mapped import mapped_rows
@@ -128,26 +128,36 @@ class BaseWorkspace(ABC):
         """The expert of a task: tensor "theta", BatchNorm's running statistics by name, and its learning curve.
 
         If it is not in the store, the experts of all tasks that are missing are trained now: on a CPU side by side, one
-        core each, on an accelerator one after the other.
+        core each, on an accelerator one after the other, or as many at once as processes run the notebook together.
 
         Raises:
             ValueError: if it is to be one of an earlier step, which the profile does not keep.
         """
         missing = [name for name in self.tasks if not self.study.store.has("expert", self._key(name))]
         if task in missing and self.study.runtime.device == "cpu":
-            train_experts(type(self), self.study, missing)
+            if ranks.number() == 0:
+                train_experts(type(self), self.study, missing)
+        elif task in missing and ranks.count() > 1:
+            for name in missing:
+                if self._maker(name) == ranks.number():
+                    self.make_expert(name)
         finished = self.make_expert(task)
         if not self.after:
             return finished
         if self.after not in self.study.profile.kept:
             raise ValueError(f"no experts of step {self.after} are kept: name it in parameter kept_steps")
-        return self.study.store.get("expert", self._key(task, self.after), _lost)
+        return self.study.store.get("expert", self._key(task, self.after), _lost, maker=self._maker(task))
+
+    def _maker(self, task: str) -> int:
+        """Which of the processes that run the notebook together trains an expert: see `lib.ranks`."""
+        return 0 if self.study.runtime.device == "cpu" else list(self.tasks).index(task) % ranks.count()
 
     def make_expert(self, task: str, on_step: Callable[[], None] = lambda: None) -> Artifact:
         """Fine-tune the expert of a task in this process, or load it if the store has it."""
+        maker = self._maker(task)
 
         def keep(step: int, expert: dict[str, Tensor]) -> None:
-            self.study.store.get("expert", self._key(task, step), lambda _: (expert, None))
+            self.study.store.get("expert", self._key(task, step), lambda _: (expert, None), maker=maker)
 
         def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], Table]:
             profile = self.study.profile
@@ -156,7 +166,7 @@ class BaseWorkspace(ABC):
             theta, curve = self._fine_tune(task, checkpoint=checkpoint, on_step=on_step, **options)
             return {"theta": theta, **batch_norm.statistics(self.model.module)}, curve
 
-        return self.study.store.get("expert", self._key(task), make)
+        return self.study.store.get("expert", self._key(task), make, maker=maker)
 
     def _key(self, task: str, after: int = 0) -> dict[str, object]:
         if after:

@@ -121,5 +121,5 @@ class Coefficients:
 
     def load_state(self, state: dict[str, object]) -> None:
         """Go on from a checkpoint."""
-        self.values = state["values"]
-        self.moments = (state["first"], state["second"], state["updates"])
+        self.values = state["values"].to(self.start)
+        self.moments = (state["first"].to(self.start), state["second"].to(self.start), state["updates"])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lib.launch import launched
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -36,12 +38,15 @@ class Runtime:
 def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
     """CUDA with bf16 autocast when present, else the CPU in fp32, unless told otherwise.
 
+    Of several processes that torchrun started each gets a GPU of its own.
+
     Args:
         device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
         precision: "auto", "fp32" or "bf16".
 
     Raises:
-        ValueError: for an unknown name, or a device that this machine or this build of torch lacks.
+        ValueError: for an unknown name, a device that this machine or this build of torch lacks, or fewer GPUs than
+            processes.
     """
     kind = device.split(":")[0]
     if kind not in DEVICES:
@@ -54,6 +59,21 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         raise ValueError(f"device '{device}' asked for, but torch sees no CUDA device; use device='cpu' or 'auto'")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' asked for, but torch sees no Apple GPU; use device='cpu' or 'auto'")
+    if launched().processes > 1 and kind != "cpu":
+        device = _own_gpu(device)
     if precision == "auto":
         precision = "bf16" if kind == "cuda" else "fp32"
     return Runtime(device, precision)
+
+
+def _own_gpu(device: str) -> str:
+    """The GPU of this process among those that torchrun started here."""
+    launch, gpus = launched(), torch.cuda.device_count()
+    if device != "cuda":
+        raise ValueError(f"device '{device}' is one device for {launch.processes} processes; use device='auto'")
+    if launch.processes_here > gpus:
+        raise ValueError(
+            f"{launch.processes_here} processes were started, but torch sees {gpus} GPU{'s' if gpus > 1 else ''} here: "
+            f"start at most {gpus} (make study GPUS={gpus}), or set device='cpu'"
+        )
+    return f"cuda:{launch.here}"

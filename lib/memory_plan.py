@@ -43,6 +43,7 @@ class Needs:
         exact: whether the hypergradient is exact.
         vectors: "fp32", "bf16" or "mapped".
         accelerator: whether the device is not the CPU.
+        processes: how many share mask, moments and task vectors (`lib.sharding`); rows are those of this one.
     """
 
     parameters: int
@@ -59,6 +60,7 @@ class Needs:
     exact: bool = False
     vectors: str = "fp32"
     accelerator: bool = False
+    processes: int = 1
 
 
 def plan(needs: Needs) -> dict[str, int]:
@@ -67,18 +69,18 @@ def plan(needs: Needs) -> dict[str, int]:
     Pages of a mapped file are not counted on a CPU: the system drops them when memory is short. An accelerator holds
     one task vector of them at a time.
     """
-    vector = FLOAT * needs.parameters
-    stacked = VECTOR_BYTES[needs.vectors] * needs.parameters * needs.tasks
+    vector, own = FLOAT * needs.parameters, FLOAT * -(-needs.parameters // needs.processes)
+    stacked = VECTOR_BYTES[needs.vectors] * own // FLOAT * needs.tasks
     if needs.vectors == "mapped":
         stacked = vector * needs.accelerator
     activations = round(PASSING * needs.row_bytes * min(needs.rows, needs.rows_at_once)) + needs.copies_bytes
     inputs = needs.input_bytes * needs.rows * (1 + (needs.learn_mask and needs.coefficients))  # two levels, two batches
     parts = {
         "task vectors": stacked,
-        "their sum": vector * (not needs.coefficients and needs.tasks > 1),
+        "their sum": own * (not needs.coefficients and needs.tasks > 1),
         "theta0, merged model and gradient": 3 * vector,
-        "mask logits and moments": 3 * vector * needs.learn_mask,
-        "mask": vector * needs.fixed_mask,
+        "mask logits and moments": 3 * own * needs.learn_mask,
+        "mask": own * needs.fixed_mask,
         "exact hypergradient": 6 * vector * needs.exact,
         "frozen parts": needs.frozen_bytes,
         "inputs": inputs,
@@ -107,7 +109,7 @@ def mend(needs: Needs, room: float) -> str:
         needs: what does not fit.
         room: bytes that can be had.
     """
-    batch = max(1, needs.rows // needs.tasks)
+    batch = max(1, needs.rows // -(-needs.tasks // needs.processes))
     for changes in _changes(needs, batch):
         if sum(plan(dataclasses.replace(needs, **changes)).values()) <= room:
             names = {"rows_at_once": "micro_batch", "vectors": "task_vector_dtype"}
@@ -138,6 +140,7 @@ def check(
     fixed_mask: bool,
     exact: bool,
     frozen_bytes: int = 0,
+    processes: int = 1,
     room: Callable[[str], int | None] | None = None,
 ) -> str:
     """Plan a phase and compare it with the memory that is free.
@@ -152,6 +155,7 @@ def check(
         fixed_mask: likewise.
         exact: likewise.
         frozen_bytes: likewise.
+        processes: likewise; `task_vectors` are then this one's part, wherever it is now.
         room: how many bytes are free on a device; by default `free_memory`.
 
     Returns:
@@ -162,9 +166,10 @@ def check(
     """
     device = str(theta0.device)
     kind = "bf16" if task_vectors.element_size() == 2 else "fp32"
-    if hasattr(task_vectors, "_known_digest") or task_vectors.device != theta0.device:  # as `lib.mapped` gives them
+    elsewhere = hasattr(task_vectors, "_known_digest") or task_vectors.device != theta0.device  # as mapped ones are
+    if elsewhere and processes == 1:
         kind = "mapped"
-    rows = sum(len(own) for own in objective.rows(0).values())
+    rows = sum(len(own) for task, own in objective.rows(0).items() if task in objective.mine)
     needs = Needs(
         parameters=theta0.numel(),
         tasks=len(task_vectors),
@@ -178,9 +183,12 @@ def check(
         exact=exact,
         vectors=kind,
         accelerator=theta0.device.type != "cpu",
+        processes=processes,
     )
     parts, free = plan(needs), (room or free_memory)(device)
-    held = [theta0, objective.model.gradient] + [task_vectors] * (kind != "mapped")  # they are there already
+    held = [theta0, objective.model.gradient] + [task_vectors] * (not elsewhere)  # they are there already
+    if free is not None and device == "cpu":
+        free //= processes  # they share one memory
     total = None if free is None else free + frozen_bytes + sum(tensor.nbytes for tensor in held)
     text = sentence(label, parts, device, total)
     if total is not None and sum(parts.values()) > total:

@@ -135,6 +135,12 @@ class MergeStep:
             base = self._own_theta
         return self.shard.gather(self._own_theta.flatten(), out=self.theta)
 
+    def merge_inside(self, coefficients: Tensor, rescaled_mask: Tensor | None) -> Tensor:
+        """`merge` inside a given mask m_hat, this rank's part of it; until the next `draw` that is the mask."""
+        self.mask = None if rescaled_mask is None else self._blocks(rescaled_mask)
+        self._mean = torch.ones_like(self._mean)
+        return self.merge(coefficients)
+
     def coefficient_gradient(self, gradient: Tensor) -> Tensor:
         """dLoss/dlambda_{t,l} = sum_{i in l} G_i m_hat_i tau_{t,i}: G [D] -> [T, L]; sum over L if task-wise."""
         gradient = self.shard.reduce(gradient)
@@ -191,15 +197,18 @@ class MergeStep:
         return by_layer
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint of the mask must hold."""
+        """What a checkpoint of the mask must hold: of several ranks, the whole."""
         tensors = {"logits": self.logits, "first": self.first_moment, "second": self.second_moment}
+        if self.shard.ranks > 1:  # one after the other: the device need not hold three whole vectors
+            tensors = {name: self.shard.gather(own).cpu() for name, own in tensors.items()}
         return {**tensors, "updates": self.updates}
 
     def load_state(self, state: dict[str, object]) -> None:
-        """Go on from a checkpoint."""
-        self.logits.copy_(state["logits"])
-        self.first_moment.copy_(state["first"])
-        self.second_moment.copy_(state["second"])
+        """Go on from a checkpoint, whatever number of ranks wrote it."""
+        names = {"logits": self.logits, "first": self.first_moment, "second": self.second_moment}
+        for name, own in names.items():
+            saved = state[name][self.shard.elements]
+            own[: len(saved)].copy_(saved)  # the empty blocks at the end differ with the number of ranks
         self.updates = state["updates"]
 
     def _run(self, kernel: kernels.Kernel, *arguments: object) -> Tensor | None:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from torch import Tensor
 
-from lib import adaptation, concrete, fusion, memory_plan
+from lib import adaptation, concrete, fusion, memory_plan, ranks
+from lib.batch_norm import batch_norms
 from lib.objectives import PredictionObjective
 from lib.protocol import Protocol
+from lib.sharding import Shard
 from lib.store import Checkpoint, digest
+from lib.together import SharedObjective
 
 if TYPE_CHECKING:
     from lib.base_workspace import BaseWorkspace
@@ -218,6 +221,11 @@ def run(
 ) -> adaptation.Adapted:
     """One phase: `adaptation.adapt` on a setting, or the stored result of the same.
 
+    Processes that run the notebook together share it (`lib.ranks`): each lets its own tasks through the model and holds
+    its own part of mask and moments, and of task vectors that are mapped. The exact hypergradient and models with
+    BatchNorm are for the first process alone. Results are kept under the same key whatever number of processes made
+    them; they differ by rounding, as between devices.
+
     Args:
         workspace: an open study.
         setting: what is merged and on what.
@@ -240,14 +248,21 @@ def run(
         **options,
         "protocol": dataclasses.asdict(options["protocol"]),
     }
+    determines = ranks.of_first(determines)  # a sum on a GPU may differ in its last bit, and so would the key
+    exact = options["protocol"].hypergradient == "exact"
+    together = ranks.count() > 1 and not exact and not batch_norms(objective.model.module)
 
     def accuracy(theta: Tensor) -> float:
         limit = study.profile.curve_size
         where = {"tasks": setting.tasks, "corruption": setting.corruption, "limit": limit}
-        return workspace.evaluate(theta, "", "test", **where)["accuracy"].mean()
+        return workspace.evaluate(theta[: workspace.layout.length], "", "test", **where)["accuracy"].mean()
 
     def make(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], pd.DataFrame]:
-        evaluate = None
+        loss_at, shard, evaluate = objective, Shard(workspace.layout), None
+        if together:
+            shard = Shard.mine(dataclasses.replace(workspace.layout, parts=ranks.count()))
+            loss_at = SharedObjective(objective, shard)
+        vectors = shard.part(setting.task_vectors)
         if options.get("evaluate_every"):
             whole = setting.task_vectors.to(workspace.theta0)
             averaging = accuracy(fusion.weight_averaging(workspace.theta0, whole, workspace.layout))
@@ -260,25 +275,29 @@ def run(
                 "learn_mask": options.get("learn_mask", False),
                 "coefficients": options["coefficients"] is not None,
                 "fixed_mask": rescaled_mask is not None,
-                "exact": options["protocol"].hypergradient == "exact",
+                "exact": exact,
+                "processes": shard.ranks,
             }
-            point = (workspace.theta0, setting.task_vectors)
+            point = (workspace.theta0, vectors)
             print(memory_plan.check(label, objective, *point, frozen_bytes=workspace.frozen_bytes, **flags))
         done = adaptation.adapt(
-            objective,
-            workspace.theta0,
-            setting.task_vectors,
-            workspace.layout,
-            rescaled_mask=rescaled_mask,
+            loss_at,
+            shard.part(workspace.theta0),
+            vectors.to(study.runtime.device) if together else vectors,
+            shard.layout,
+            rescaled_mask=None if rescaled_mask is None else shard.part(rescaled_mask),
             seed=study.seed,
             label=label,
             checkpoint=checkpoint,
             evaluate=evaluate,
+            shard=shard,
             **options,
         )
         tensors = {"coefficients": done.coefficients}
-        return tensors if done.logits is None else tensors | {"logits": done.logits}, done.curve
+        if done.logits is not None:
+            tensors["logits"] = done.logits[: workspace.layout.length]
+        return tensors, done.curve
 
-    made = study.store.get("adaptation", determines, make)
+    made = study.store.get("adaptation", determines, make, maker=None if together else 0)
     tensors = {name: tensor.to(study.runtime.device) for name, tensor in made.tensors.items()}
     return adaptation.Adapted(tensors["coefficients"], tensors.get("logits"), made.table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -71,8 +71,11 @@ class PredictionObjective(ABC, Generic[Inputs]):
         rows_at_once: at most so many rows per pass through the model, but at least one task's; 0 for all.
 
     Attributes:
+        mine: which tasks go through the model in this process; the others are for other ones (`lib.together`).
+        shares: of the last evaluation, per task of `mine`: mean entropy, and entropy of the mean prediction, as a share
+            of their largest possible value.
         report: of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, that of the mean prediction
-            in the task where it is lowest; both as a share of their largest possible value.
+            in the task where it is lowest.
 
     Raises:
         ValueError: if the objective is unknown.
@@ -97,6 +100,8 @@ class PredictionObjective(ABC, Generic[Inputs]):
         self.counts, self.classes = list(counts), list(classes)
         self.batch, self.seed, self.rows_at_once = batch, seed, rows_at_once
         self.diversity = diversity if objective == "information-maximisation" else 0.0
+        self.mine: Collection[int] = range(len(self.counts))
+        self.shares: dict[int, Tensor] = {}
         self.report: dict[str, float] = {}
         self._running: list[Tensor | None] = [None] * len(self.counts)
 
@@ -130,25 +135,35 @@ class PredictionObjective(ABC, Generic[Inputs]):
 
     def __call__(self, step: int) -> Objective:
         """The objective on the batch of a step."""
-        rows, at_once = list(self.rows(step).items()), self.tasks_together()
+        rows = [(task, own) for task, own in self.rows(step).items() if task in self.mine]
+        at_once = self.tasks_together()
         groups = [dict(rows[first : first + at_once]) for first in range(0, len(rows), at_once)]
         inputs, before, first = [self.inputs(group) for group in groups], list(self._running), True
 
         def objective(theta: Tensor) -> tuple[float, Tensor]:
             nonlocal first
-            module, parts = self.model.move_to(theta), []
+            module, losses = self.model.move_to(theta), []
             for group, own in zip(groups, inputs, strict=True):
                 logits = self.logits(module, own, group)
-                parts += [self._loss(task, part, before[task]) for task, part in zip(group, logits, strict=True)]
-                torch.stack([loss for loss, *_ in parts[-len(group) :]]).sum().backward()
-            losses, means, shares = zip(*parts, strict=True)
-            single, marginal = torch.stack(shares).T
-            self.report = {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
-            if first:  # a second look at the same batch is no new evidence
-                self._running, first = list(means), False
-            return torch.stack(losses).detach().sum().item(), self.model.gradient
+                parts = [self._loss(task, part, before[task]) for task, part in zip(group, logits, strict=True)]
+                torch.stack([loss for loss, *_ in parts]).sum().backward()
+                for task, (loss, mean, share) in zip(group, parts, strict=True):
+                    losses.append(loss.detach())
+                    self.shares[task] = share
+                    if first:  # a second look at the same batch is no new evidence
+                        self._running[task] = mean
+            first = False
+            self.report = self.summary(self.shares)
+            return torch.stack(losses).sum().item() if losses else 0.0, self.model.gradient
 
         return objective
+
+    def summary(self, shares: Mapping[int, Tensor]) -> dict[str, float]:
+        """What `report` says of the tasks that have `shares`; nothing of none."""
+        if not shares:
+            return {}
+        single, marginal = torch.stack([shares[task] for task in sorted(shares)]).T
+        return {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
 
     def _loss(self, task: int, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """A task's loss, its mean prediction [C], and what `report` says of it [2]."""
@@ -167,7 +182,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
 
     def load_state(self, state: list[Tensor | None]) -> None:
         """Go on from a checkpoint."""
-        self._running = list(state)
+        self._running = [None if mean is None else mean.to(self.runtime.device) for mean in state]
 
 
 class ImageObjective(PredictionObjective[Tensor]):

@@ -3,15 +3,21 @@
 papermill does the work; this adds what is missing when nobody looks at a browser: which cell runs, what it prints as
 it prints it, a short message when it fails, and an output file that has its name only once the run has finished.
 Plain `papermill IN OUT -p seed 1` works just as well.
+
+On several GPUs: `torchrun --standalone --nproc-per-node 4 -m lib.run_notebook IN OUT`. Every process runs the whole
+notebook, and what they share is said in `lib.ranks`. The first one shows and writes what one process does; what another
+one prints is shown if it fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import platform
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +30,7 @@ from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from lib.launch import launched
 from lib.profiles import typed
 from lib.progress import duration
 
@@ -103,6 +110,7 @@ def run_notebook(
 
     The kernel is the Python that runs this function, its working directory the current one. While it runs, the copy
     is called `<output>.partial.ipynb`; a run that fails or is killed leaves that for reading, and `output` as it was.
+    Of several processes only the first leaves `output`; the others have partial copies with their number.
 
     Args:
         notebook: the notebook to run.
@@ -125,7 +133,8 @@ def run_notebook(
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, OSError) as error:
         raise NotebookStopped(f"{notebook} is no readable notebook: {str(error).splitlines()[0]}") from error
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.stem}.partial.ipynb")
+    rank = launched().rank
+    partial = output.with_name(f"{output.stem}.{f'process{rank}.' if rank else ''}partial.ipynb")
     report = Report(notebook.stem, source, parameters, stream)
     values = ", ".join(f"{name}={value!r}" for name, value in parameters.items())
     report.say(f"{report.cells} cells" + (f" with {values}" if values else ""))
@@ -153,7 +162,10 @@ def run_notebook(
     except NoSuchKernel as error:
         raise NotebookStopped("there is no kernel 'python3' here; run `make setup`") from error
     report.flush_line()
-    os.replace(partial, output)
+    if rank:
+        partial.unlink()
+    else:
+        os.replace(partial, output)
     report.say(f"finished in {duration(time.monotonic() - start)}")
     return output
 
@@ -166,24 +178,35 @@ def main(arguments: list[str] | None = None) -> int:
     pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "action": "append", "default": []}
     parser.add_argument("-p", "--parameters", **pair, help="a parameter; numbers, True, False and None are recognised")
     parser.add_argument("-r", "--parameters_raw", **pair, help="a parameter that stays text whatever it looks like")
-    parser.add_argument("--with-parent", action="store_true", help="stop when the calling process is gone")
-    parser.add_argument("--log", action="store_true", help="append what is shown to OUTPUT's name with .log")
+    parser.add_argument("--with-parent", action="store_true", help="stop when the process that started the run is gone")
+    parser.add_argument("--with-log", action="store_true", help="append what is shown to OUTPUT's name with .log")
     given = parser.parse_args(arguments)
     parameters = {name: typed(value) for name, value in given.parameters} | dict(given.parameters_raw)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # what it would log is shown by Report
     if given.with_parent:
         _stop_with_parent()
-    log = given.output.with_suffix(".log") if given.log else Path(os.devnull)
+    log = given.output.with_suffix(".log") if given.with_log else Path(os.devnull)
     log.parent.mkdir(parents=True, exist_ok=True)
+    launch = launched()
     with log.open("a", encoding="utf-8") as file:  # what earlier attempts wrote stays
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, {platform.node()}", file=file, flush=True)
+        begin = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, {platform.node()}"
+        if launch.rank:
+            shown, begin = io.StringIO(), f"{begin}, process {launch.rank} of 0 to {launch.processes - 1}"
+        else:
+            shown = Logged(sys.stdout, file)
+            print(begin, file=file, flush=True)
         try:
-            run_notebook(given.notebook, given.output, parameters, Logged(sys.stdout, file))
+            run_notebook(given.notebook, given.output, parameters, shown)
         except NotebookStopped as error:
+            time.sleep(launch.patience(str(error)))
+            if launch.rank:
+                print(f"{begin}\n{shown.getvalue()}", file=file, flush=True)
+                error = f"Process {launch.rank} of 0 to {launch.processes - 1}: {error}"
             print(f"\n{error}\n", file=Logged(sys.stderr, file), flush=True)
             return 1
         except KeyboardInterrupt:
-            print(f"\n{given.notebook} was interrupted; the same command goes on.\n", file=sys.stderr, flush=True)
+            if not launch.rank:
+                print(f"\n{given.notebook} was interrupted; the same command goes on.\n", file=sys.stderr, flush=True)
             return 130
     return 0
 
@@ -219,16 +242,29 @@ def _stop_with_parent(every: float = 1.0) -> None:
     """End this process once the one that started it is gone; the kernel, which looks after its own parent, follows.
 
     A SIGKILL of the batch runner reaches nobody else; without this the notebook would go on unseen and write into the
-    same files as the run that continues.
+    same files as the run that continues. torchrun, too, has a parent to look after, and does not.
     """
-    parent = os.getppid()
+    parent, caller = os.getppid(), None
+    if launched().processes > 1:
+        asked = subprocess.run(["ps", "-o", "ppid=", "-p", str(parent)], capture_output=True, text=True, check=True)
+        caller = int(asked.stdout)
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (caller is None or _exists(caller)):
             time.sleep(every)
         os._exit(1)  # at once: the main thread may be waiting for the kernel for minutes
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user, but there
+        return True
+    return True
 
 
 if __name__ == "__main__":

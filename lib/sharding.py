@@ -66,6 +66,17 @@ class Shard:
         """Its part of a flat vector: `theta0[shard.elements]`, `task_vectors[:, shard.elements]`."""
         return slice(self.first * self.layout.block, (self.first + self.blocks) * self.layout.block)
 
+    def part(self, whole: Tensor) -> Tensor:
+        """This rank's part of a vector that it has whole: [..., D'] -> [..., D / ranks], a view where that is possible.
+
+        D' may lack the empty blocks that a layout in parts has at its end; they are zero.
+        """
+        if self.ranks == 1:
+            return whole
+        own = whole[..., self.elements]
+        lacking = self.blocks * self.layout.block - own.shape[-1]
+        return torch.nn.functional.pad(own, (0, lacking)) if lacking else own
+
     def gather(self, own: Tensor, out: Tensor | None = None) -> Tensor:
         """The whole of what each rank holds a part of: [D / ranks, ...] -> [D, ...].
 

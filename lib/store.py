@@ -16,7 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lib import ranks
 from lib.lineages import one_lineage
 
 
@@ -80,6 +81,8 @@ def load_table(path: Path) -> pd.DataFrame:
 class Checkpoint:
     """The state of an unfinished loop: saved now and then, atomically, and loaded without running any code."""
 
+    device: str | None = None  # where tensors are loaded to; None for where they were saved
+
     def __init__(self, path: Path | None, every: float = 10.0) -> None:
         self.path, self.every, self._last = path, every, time.monotonic()
 
@@ -88,17 +91,45 @@ class Checkpoint:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            return torch.load(self.path, weights_only=True)
+            return torch.load(self.path, weights_only=True, map_location=self.device)
         except Exception as error:
             raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
 
     def save(self, state: Callable[[], dict], force: bool = False) -> None:
         """Save `state()` when more than `every` seconds passed since the last time, or at once with `force`."""
-        if self.path is None or not (force or time.monotonic() - self._last >= self.every):
+        if self.path is None or not self._due(force):
             return
-        with atomic_path(self.path) as temporary:
-            torch.save(state(), temporary)
+        whole = state()
+        self._write(whole)
         self._last = time.monotonic()
+
+    def _due(self, force: bool) -> bool:
+        return force or time.monotonic() - self._last >= self.every
+
+    def _write(self, state: dict) -> None:
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+
+class SharedCheckpoint(Checkpoint):
+    """The checkpoint of a loop that several processes run together: one file, written by the first process.
+
+    They all save in the same step, that which the first one's clock says, so `state` may send messages. What it gives
+    is the state of the whole, the same as of one process, and any number of processes can continue from it.
+    """
+
+    device = "cpu"
+
+    def load(self) -> dict | None:
+        """As one process does; whether there is a file is seen by the first."""
+        return super().load() if ranks.of_first(self.path.is_file()) else None
+
+    def _due(self, force: bool) -> bool:
+        return ranks.of_first(super()._due(force))
+
+    def _write(self, state: dict) -> None:
+        if ranks.number() == 0:
+            super()._write(state)
 
 
 @dataclass(frozen=True)
@@ -167,6 +198,8 @@ class Store:
         kind: str,
         determines: Mapping[str, object],
         make: Callable[[Checkpoint], tuple[Mapping[str, Tensor], pd.DataFrame | None]],
+        *,
+        maker: int | None = 0,
     ) -> Artifact:
         """Load the artifact, or make and save it. Two processes that want the same one at once make it once.
 
@@ -174,12 +207,23 @@ class Store:
             kind: e.g. "expert".
             determines: everything that determines the result, plain values only.
             make: called with a checkpoint to continue from; returns tensors and a table or None.
+            maker: which of the processes that run this notebook together makes it, while the others wait (see
+                `lib.ranks`); None for all of them together, which then must all come here.
 
         Returns:
             The artifact, read back from disk in either case.
         """
         folder = self.folder(kind, determines)
-        if not self.has(kind, determines):
+        if maker is None and ranks.count() > 1:
+            with exclusive(folder) if ranks.number() == 0 else nullcontext():
+                if not ranks.of_first(self.has(kind, determines)):
+                    self._make(folder, kind, determines, make, together=True)
+                ranks.everyone(None)  # until the first has saved it
+        elif ranks.number() != (maker or 0):
+            # No message but the file itself: what one process still has to make, another may have in memory already.
+            while not self.has(kind, determines):
+                time.sleep(0.2)
+        elif not self.has(kind, determines):
             with exclusive(folder):
                 if not self.has(kind, determines):  # nor was it made while this process waited
                     self._make(folder, kind, determines, make)
@@ -190,9 +234,13 @@ class Store:
             about=json.loads((folder / "about.json").read_text()),
         )
 
-    def _make(self, folder: Path, kind: str, determines: Mapping[str, object], make: Callable) -> None:
+    def _make(
+        self, folder: Path, kind: str, determines: Mapping[str, object], make: Callable, together: bool = False
+    ) -> None:
         started = time.monotonic()
-        tensors, table = make(Checkpoint(folder / "checkpoint.pt"))
+        tensors, table = make((SharedCheckpoint if together else Checkpoint)(folder / "checkpoint.pt"))
+        if together and ranks.number() != 0:
+            return
         with atomic_path(folder / "tensors.safetensors") as temporary:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         if table is not None:
@@ -206,7 +254,8 @@ class Store:
 
 def circumstances(seconds: float) -> dict[str, object]:
     """What to note beside a result: versions, machine, seconds, peak resident memory of this process in MiB."""
-    return {
+    together = {"processes": ranks.count()} if ranks.count() > 1 else {}
+    return together | {
         "seconds": round(seconds, 2),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "torch": torch.__version__,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
+from lib import ranks
 from lib.device import Runtime, choose_runtime
 from lib.lineages import one_lineage, tagged
 from lib.profiles import PROFILES, SETTINGS, Profile, VisionProfile, closest, field_names, get_profile, has_type
@@ -74,8 +75,15 @@ class Study:
         A table made with published experts gets the column `lineage`; without the column, the experts are own ones.
         `about.json` beside the tables notes parameters, seed, versions, machine, and for each table the seconds from
         the opening of its notebook to its saving (results that the store already had cost none of them).
+        Of several processes the first saves, and all give back what it saved.
         """
-        path = save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
+        if ranks.number() == 0:
+            self._save(table, name)
+        ranks.everyone(None)
+        return self.load(name)
+
+    def _save(self, table: pd.DataFrame, name: str) -> None:
+        save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
         about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
         with exclusive(self.results):  # another notebook may be saving at the same time
             seconds = json.loads(about.read_text())["seconds"] if about.is_file() else {}
@@ -89,13 +97,14 @@ class Study:
             }
             with atomic_path(about) as temporary:
                 temporary.write_text(json.dumps(noted, indent=1) + "\n")
-        return load_table(path)
 
     def save_image(self, image: Image.Image, name: str) -> Path:
         """Save a picture as PNG beside the tables, from which figures are drawn."""
         path = self.results / f"{name}.png"
-        with atomic_path(path) as temporary:
-            image.save(temporary, format="PNG", optimize=True)
+        if ranks.number() == 0:
+            with atomic_path(path) as temporary:
+                image.save(temporary, format="PNG", optimize=True)
+        ranks.everyone(None)
         return path
 
     def load(self, name: str) -> pd.DataFrame:
@@ -157,7 +166,7 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
 
     Call it right after the parameters cell, as `study = open_study(globals())`. Everything the notebook has defined by
     then is a parameter (given by its own cell, or by papermill's `-p`), so a misspelt one is caught here instead of
-    being ignored.
+    being ignored. Processes that torchrun started for the same notebook join each other here (see `lib.ranks`).
 
     Args:
         namespace: the notebook's `globals()`.
@@ -204,5 +213,6 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
         data_root=settings["data_root"],
         runtime=choose_runtime(settings["device"], settings["precision"]),
     )
+    ranks.join(study.runtime)
     namespace[_OPENED] = True
     return study

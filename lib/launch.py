@@ -1,0 +1,50 @@
+"""What torchrun has told this process. It needs no torch, so that starting a notebook does not wait for it.
+
+    torchrun --standalone --nproc-per-node 4 -m lib.run_notebook IN OUT
+
+starts the same program four times and numbers the processes in their environment; what they then do together is in
+`lib.ranks`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+# How torch words it when a message to or from another process fails, which says nothing about why that one is gone.
+OTHER_PROCESS = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)?Error|Connection (?:closed|reset) by peer")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process among those that one torchrun started.
+
+    Attributes:
+        rank: its number; process 0 writes and shows things.
+        processes: how many there are; 1 without torchrun.
+        here: its number among those on this machine.
+        processes_here: how many are on this machine.
+    """
+
+    rank: int = 0
+    processes: int = 1
+    here: int = 0
+    processes_here: int = 1
+
+    def patience(self, error: str) -> float:
+        """Seconds to keep an error to oneself, so that a run says once, and by the right process, why it failed.
+
+        torchrun ends all processes as soon as one has failed. If all have the same error, the first tells it; a
+        process that only lost another one lets that one speak.
+        """
+        lost = 30.0 if self.processes > 1 and OTHER_PROCESS.search(error) else 0.0
+        return lost + 2.0 * self.rank
+
+
+def launched() -> Launch:
+    """This process among those started by torchrun, from the environment; the only one if torchrun did not start it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # other launchers set WORLD_SIZE too, and mean something else by it
+        return Launch()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Launch(*(int(os.environ[name]) for name in names))
