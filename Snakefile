@@ -12,7 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from lib.profiles import SETTINGS, family_of, get_profile, typed
+from lib.parameters import typed
+from lib.profiles import SETTINGS, family_of, get_profile
 
 # One row per notebook: the notebooks whose results it needs, the tables it writes.
 NOTEBOOKS = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, get_type_hints
 
 from lib.lineages import OWN, lineage_of, pattern_of
+from lib.parameters import has_type
 
 DRAWN_TASKS = (
     "scenes vehicles aerial land_cover street_digits traffic_signs handwritten_digits textures"  # the paper's order
@@ -385,25 +386,3 @@ def get_profile(name: str, **overrides: object) -> Profile:
     if not profile.task_names or len(set(profile.task_names)) < len(profile.task_names):
         raise ValueError(f"parameter 'tasks' is '{profile.tasks}': name at least one task, none of them twice")
     return profile
-
-
-def has_type(value: object, expected: type) -> bool:
-    """Whether a notebook parameter has its type; a whole number may stand for a float, but True is no number."""
-    if expected is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
-
-
-def typed(text: str) -> bool | int | float | str | None:
-    """The value that papermill's `-p` reads from `text`: True, False, None, a whole number, a number, else text."""
-    constants = {"True": True, "False": False, "None": None}
-    if text in constants:
-        return constants[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -31,7 +31,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from lib.launch import launched
-from lib.profiles import typed
+from lib.parameters import typed
 from lib.progress import duration
 
 Cell = nbformat.NotebookNode

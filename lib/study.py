@@ -14,7 +14,8 @@ from PIL import Image
 from lib import ranks
 from lib.device import Runtime, choose_runtime
 from lib.lineages import one_lineage, tagged
-from lib.profiles import PROFILES, SETTINGS, Profile, VisionProfile, closest, field_names, get_profile, has_type
+from lib.parameters import has_type
+from lib.profiles import PROFILES, SETTINGS, Profile, VisionProfile, closest, field_names, get_profile
 from lib.store import Store, atomic_path, circumstances, exclusive, load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]

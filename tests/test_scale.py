@@ -15,7 +15,8 @@ from benchmarks.scale import ADAPTIVE, BASELINES, open_stand_in
 from benchmarks.stand_in_hub import write_stand_in
 from lib.lineages import HUGGING_FACE, TASK_VECTORS
 from lib.models import load_clip
-from lib.profiles import PAPER_TASKS, get_profile, typed
+from lib.parameters import typed
+from lib.profiles import PAPER_TASKS, get_profile
 from lib.registry import REGISTRY
 from lib.task_vectors import cosine_similarity
 
