@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pandas as pd
@@ -36,6 +36,7 @@ from lib.tasks import Split, Task, load_splits, load_task
 class Workspace(BaseWorkspace):
     """The parts of a study of image classification, by CLIP or by any other backbone with heads of class means."""
 
+    _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
     _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
     _corrupted: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
 
@@ -74,10 +75,18 @@ class Workspace(BaseWorkspace):
         """The image encoder as a point in R^D."""
         return FlatModel(self.backbone.encoder, self.study.runtime.device)
 
-    @cached_property
+    @property
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks by name, in its order."""
-        return {name: load_task(name, data_root=self.study.data_root) for name in self.study.profile.task_names}
+        if not self._tasks:
+            names = self.study.profile.task_names
+            self._tasks.update((name, load_task(name, data_root=self.study.data_root)) for name in names)
+        return self._tasks
+
+    def with_head(self, kind: str) -> Workspace:
+        """The same study on the same images with heads of another kind: see the profile's `head`."""
+        study = replace(self.study, profile=replace(self.study.profile, head=kind))
+        return replace(self, study=study, _expert_keys={})
 
     def split(self, name: str) -> dict[str, Split]:
         """One split ("train", "validation", "adaptation" or "test") of every task."""
