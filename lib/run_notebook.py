@@ -198,7 +198,8 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             run_notebook(given.notebook, given.output, parameters, shown)
         except NotebookStopped as error:
-            time.sleep(launch.patience(str(error)))
+            if not launch.may_tell(str(error)):
+                return 1
             if launch.rank:
                 print(f"{begin}\n{shown.getvalue()}", file=file, flush=True)
                 error = f"Process {launch.rank} of 0 to {launch.processes - 1}: {error}"

@@ -126,7 +126,7 @@ def test_one_process_that_fails_ends_all_and_says_why(tmp_path):
 def test_an_error_of_all_processes_is_said_once(tmp_path):
     done = run_notebook(tmp_path, OPEN, parameters={"mask_stps": 3})
     assert done.returncode != 0
-    assert done.stderr.count("unknown parameter 'mask_stps'") == 1
+    assert done.stderr.count("unknown parameter 'mask_stps'") == 1, done.stderr
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
