@@ -262,8 +262,9 @@ def test_the_published_order_is_not_the_papers(world, monkeypatch):
 def test_concrete_adamerging_on_the_shipped_clip(monkeypatch):
     """In float64, and on the study's own path in float32: flat model, one batch of all tasks, our objective.
 
-    In float32 ours is as far from the float64 result as FusionBench's float32 is, given FusionBench's entropy, which
-    adds 1e-8 inside the logarithm. With the exact entropy, ours, the logits are 2e-4 away, relative.
+    In float32 both are away from the float64 result, given FusionBench's entropy (which adds 1e-8 inside the logarithm)
+    by about as much: 3e-5 to 1e-3 over draws of heads and images, because where a gradient nearly is zero, rounding
+    decides which way Adam's first steps go. So these bounds are wide; the exact comparison is that in float64.
     """
     torch.manual_seed(0)
     clip, preprocess = load_clip(), Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -297,5 +298,5 @@ def test_concrete_adamerging_on_the_shipped_clip(monkeypatch):
     found = ours(single, watching := Watching(single, objective), **options)
     name = "tiny CLIP, Concrete", "FusionBench, float32"
     same_path(name, watching, peer, 1e-4)
-    assert_same(*name, found.logits, expected, 1e-4)
-    assert error(found.logits, expected) < 2 * error(rounded, expected)
+    assert_same(*name, found.logits, expected, 3e-3)
+    assert error(found.logits, expected) < 10 * error(rounded, expected)
