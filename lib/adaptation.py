@@ -133,17 +133,15 @@ def adapt(
     if evaluate and not isinstance(theta0, Tensor):
         raise ValueError("evaluate needs theta0 as a tensor")
 
-    tasks = len(task_vectors)
+    tasks, like = len(task_vectors), theta0 if isinstance(theta0, Tensor) else task_vectors
     if coefficients is None and tasks > 1:  # with coefficients left alone only the sum matters, whatever T
-        like = theta0 if isinstance(theta0, Tensor) else task_vectors
         if task_vectors.dtype == like.dtype and task_vectors.device == like.device:
             task_vectors = task_vectors.sum(0, keepdim=True)
         else:
             task_vectors = concrete.weighted_sum(task_vectors, like.new_ones(tasks), layout)[None]
     lambdas = Coefficients(
         len(task_vectors), layout, coefficients,
-        initial=initial_coefficient, learning_rate=learning_rate, protocol=protocol,
-        like=theta0 if isinstance(theta0, Tensor) else task_vectors,
+        initial=initial_coefficient, learning_rate=learning_rate, protocol=protocol, like=like,
     )  # fmt: skip
     merging = MergeStep(theta0, task_vectors, layout, rescaled_mask=rescaled_mask, backend=backend, shard=shard)
     if learn_mask:

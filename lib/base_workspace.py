@@ -141,11 +141,12 @@ class BaseWorkspace(ABC):
             for name in missing:
                 if self._maker(name) == ranks.number():
                     self.make_expert(name)
-        finished = self.make_expert(task)
         if not self.after:
-            return finished
+            return self.make_expert(task)
         if self.after not in self.study.profile.kept:
             raise ValueError(f"no experts of step {self.after} are kept: name it in parameter kept_steps")
+        if task in missing:
+            self.make_expert(task)  # which keeps the unfinished ones on its way
         return self.study.store.get("expert", self._key(task, self.after), _lost, maker=self._maker(task))
 
     def _maker(self, task: str) -> int:

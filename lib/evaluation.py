@@ -12,7 +12,7 @@ from torch import Tensor
 from lib.device import Runtime
 from lib.flat_model import FlatModel
 from lib.lineages import one_lineage, tagged
-from lib.models import Preprocess, image_features
+from lib.models import Preprocess, image_features, minimise
 
 COLUMNS = ("method", "task", "split", "seed", "accuracy", "loss", "n")
 # The saved tables that hold the methods' scores, and the beginnings of the names of methods that learn something at
@@ -90,16 +90,12 @@ def linear_probe(
     weight = torch.zeros(train.shape[1], classes, requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     scale = 20.0  # features have length 1: without it the weights would have to grow far against the penalty
-    optimiser = torch.optim.LBFGS([weight, bias], max_iter=100)
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
+    def loss_at() -> Tensor:
         fit = torch.nn.functional.cross_entropy(scale * train @ weight + bias, train_labels)
-        loss = fit + penalty * weight.square().sum()
-        loss.backward()
-        return loss
+        return fit + penalty * weight.square().sum()
 
-    optimiser.step(closure)
+    minimise(loss_at, weight, bias)
     with torch.no_grad():
         logits = scale * test @ weight + bias
     return {

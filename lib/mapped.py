@@ -121,6 +121,11 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a tensor is what `read_file` gave: a view of a file, whose contents it was told."""
+    return hasattr(tensor, "_known_digest")
+
+
 def in_words(size: float) -> str:
     """A number of bytes as people say it: "3.0 GB", "18 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lib.mapped import is_mapped
 from lib.objectives import PredictionObjective
 
 FLOAT = 4  # bytes
@@ -166,7 +167,7 @@ def check(
     """
     device = str(theta0.device)
     kind = "bf16" if task_vectors.element_size() == 2 else "fp32"
-    elsewhere = hasattr(task_vectors, "_known_digest") or task_vectors.device != theta0.device  # as mapped ones are
+    elsewhere = is_mapped(task_vectors) or task_vectors.device != theta0.device
     if elsewhere and processes == 1:
         kind = "mapped"
     rows = sum(len(own) for task, own in objective.rows(0).items() if task in objective.mine)

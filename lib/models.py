@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -176,6 +176,25 @@ def class_mean_head(features: Tensor, labels: Tensor, classes: int, logit_scale:
     return torch.nn.functional.normalize(sums, dim=-1) * logit_scale
 
 
+def minimise(loss_at: Callable[[], Tensor], *parameters: Tensor, **options: object) -> None:
+    """Move parameters, in place, to where a smooth loss is least: L-BFGS, at most 100 iterations.
+
+    Args:
+        loss_at: the loss at the parameters as they are.
+        parameters: leaves that require gradients.
+        options: of `torch.optim.LBFGS`.
+    """
+    optimiser = torch.optim.LBFGS(parameters, max_iter=100, **options)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = loss_at()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+
+
 def linear_probe_head(
     features: Tensor, labels: Tensor, classes: int, logit_scale: float, penalty: float = 1e-4
 ) -> Tensor:
@@ -201,16 +220,12 @@ def linear_probe_head(
     directions = 20 * class_mean_head(features, labels, classes, 1.0)  # near the length that the fit will have
     directions.requires_grad_(True)
     features, labels = features.float().cpu(), labels.cpu()
-    optimiser = torch.optim.LBFGS([directions], max_iter=100, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
+    def loss_at() -> Tensor:
         fit = torch.nn.functional.cross_entropy(features @ directions.T, labels)
-        loss = fit + penalty / 2 * directions.square().sum()
-        loss.backward()
-        return loss
+        return fit + penalty / 2 * directions.square().sum()
 
-    optimiser.step(closure)
+    minimise(loss_at, directions, line_search_fn="strong_wolfe")
     return torch.nn.functional.normalize(directions.detach(), dim=-1) * logit_scale
 
 

@@ -6,7 +6,6 @@ https://arxiv.org/abs/2103.00020.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,11 +14,11 @@ from pathlib import Path
 import open_clip
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from lib import store
 from lib.device import Runtime, choose_runtime
 from lib.drawing import DRAWN
 from lib.fine_tuning import learning_rate_at, shifted
@@ -180,13 +179,7 @@ def ship(model: nn.Module, recipe: Recipe, folder: Path) -> Path:
     config = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
     with atomic_path(folder / "open_clip_config.json") as path:
         path.write_text(json.dumps(config, indent=1) + "\n")
-    weights = folder / "open_clip_model.safetensors"
-    with atomic_path(weights) as path:
-        save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    with atomic_path(folder / "recipe.json") as path:
-        path.write_text(json.dumps({**asdict(recipe), "sha256": digest}, indent=1) + "\n")
-    return weights
+    return store.ship(model.state_dict(), folder / "open_clip_model.safetensors", folder / "recipe.json", recipe)
 
 
 def main() -> None:

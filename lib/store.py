@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -76,6 +76,28 @@ def load_table(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path)
     one_lineage(table)
     return table
+
+
+def ship(state: Mapping[str, Tensor], weights: Path, note: Path, recipe: object, **metadata: str) -> Path:
+    """Save a model that the study ships, in half precision: theta0 is by definition what is in the file.
+
+    Args:
+        state: its parameters and buffers.
+        weights: the safetensors file; what is there is replaced, atomically.
+        note: the JSON file beside it, with the recipe and the SHA-256 of the weights.
+        recipe: a dataclass that says how it was made.
+        metadata: of the safetensors file.
+
+    Returns:
+        `weights`.
+    """
+    small = {name: (own.half() if own.is_floating_point() else own).contiguous() for name, own in state.items()}
+    with atomic_path(weights) as path:
+        save_file(small, path, metadata=metadata or None)
+    told = {**asdict(recipe), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    with atomic_path(note) as path:
+        path.write_text(json.dumps(told, indent=1) + "\n")
+    return weights
 
 
 class Checkpoint:

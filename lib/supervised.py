@@ -10,8 +10,6 @@ pre-training is fine-tuning from random weights: the same loop, and nothing is l
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lib import store
 from lib.backbones import load_backbone
 from lib.device import Runtime, choose_runtime
 from lib.drawing import DRAWN, Job, draw_splits
@@ -30,7 +28,7 @@ from lib.fine_tuning import fine_tune, image_loss
 from lib.flat_model import FlatModel
 from lib.models import image_features
 from lib.rng import generator
-from lib.store import Checkpoint, atomic_path, key_of, save_table
+from lib.store import Checkpoint, key_of, save_table
 from lib.web_world import WILDNESS
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "tiny_backbones"
@@ -146,15 +144,8 @@ def ship(encoder: nn.Module, recipe: Recipe, name: str, folder: Path = FOLDER) -
         name: of the files.
         folder: where to; files already there are replaced, atomically.
     """
-    weights = folder / f"{name.lower()}.safetensors"
-    state = encoder.state_dict().items()
-    small = {key: (value.half() if value.is_floating_point() else value).contiguous() for key, value in state}
-    with atomic_path(weights) as path:
-        save_file(small, path)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    with atomic_path(folder / f"{name.lower()}.json") as path:
-        path.write_text(json.dumps({**asdict(recipe), "sha256": digest}, indent=1) + "\n")
-    return weights
+    place = folder / name.lower()
+    return store.ship(encoder.state_dict(), place.with_suffix(".safetensors"), place.with_suffix(".json"), recipe)
 
 
 def main() -> None:

@@ -69,6 +69,9 @@ ALL_SEEDS = (
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 
+# The figures that are drawn from no table, and a table of the notebook that shows them.
+FORMULAS: dict[Callable[[], Figure], str] = {relaxation: "mask_samples", bilevel: "phases"}
+
 # The figures of `make benchmark`, and the tables they are drawn from.
 BENCHMARKS: dict[Callable[[Table], Figure], str] = {
     merge_step: "merge_step",
@@ -96,7 +99,8 @@ def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
     if not list(tables.glob("*.csv")):
         there = ", ".join(sorted(f"{path.parent.name} ({path.name})" for path in results.glob("*/seed*"))) or "none"
         raise FileNotFoundError(f"no saved tables of '{profile}', seed {seed}: run `make study` first; saved: {there}")
-    written = [save(drawn(), folder / f"{drawn.__name__}.png") for drawn in (relaxation, bilevel)]
+    shown = (drawn for drawn, table in FORMULAS.items() if (tables / f"{table}.csv").is_file())
+    written = [save(drawn(), folder / f"{drawn.__name__}.png") for drawn in shown]
     if (tables / "contact_sheet.png").is_file():
         rows = list(load_table(tables / "learning_curves.csv")["task"].unique())
         sheet = Image.open(tables / "contact_sheet.png")

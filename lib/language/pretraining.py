@@ -6,8 +6,6 @@ https://arxiv.org/abs/1910.10683.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,11 +13,11 @@ from random import Random
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
+from lib import store
 from lib.fine_tuning import learning_rate_at
 from lib.language.mixture import SENTINELS, draw_examples
 from lib.language.registry import DRAWN, GLUE
@@ -27,7 +25,7 @@ from lib.language.t5 import TINY_T5
 from lib.language.world import WORDS
 from lib.progress import progress
 from lib.rng import seed_of
-from lib.store import Checkpoint, atomic_path, key_of, save_table
+from lib.store import Checkpoint, key_of, save_table
 
 VOCABULARY = 1408
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5's own vocabulary
@@ -244,15 +242,9 @@ def ship(model: T5ForConditionalGeneration, recipe: Recipe, folder: Path) -> Pat
     model.config.save_pretrained(folder)
     special = {key: CONFIG[key] for key in ("pad_token_id", "eos_token_id", "decoder_start_token_id")}
     GenerationConfig(**special).save_pretrained(folder)
-    weights = folder / "model.safetensors"
     shared = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}  # tied to shared.weight
-    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name not in shared}
-    with atomic_path(weights) as path:
-        save_file(state, path, metadata={"format": "pt"})
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    with atomic_path(folder / "recipe.json") as path:
-        path.write_text(json.dumps({**asdict(recipe), "sha256": digest}, indent=1) + "\n")
-    return weights
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
+    return store.ship(state, folder / "model.safetensors", folder / "recipe.json", recipe, format="pt")
 
 
 def main() -> None:
