@@ -96,12 +96,12 @@ lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
 publish: $(READY) ## Copy the outputs of the last run (PROFILE, SEED) into notebooks/, ready to commit
-	@$(PY) -m lib.publish --profile "$(PROFILE)" --seed "$(SEED)"
+	@$(PY) -m lib.study.publish --profile "$(PROFILE)" --seed "$(SEED)"
 
 pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT, tiny T5 (up to an hour)
-	@$(PY) -m lib.pretraining
-	@$(PY) -m lib.supervised
-	@$(PY) -m lib.language.pretraining
+	@$(PY) -m worlds.training.tiny_clip
+	@$(PY) -m worlds.training.backbones
+	@$(PY) -m worlds.training.tiny_t5
 
 lint: $(READY) ## Check style and format of code and notebooks
 	@$(PY) -m ruff check

@@ -12,8 +12,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from lib.parameters import typed
-from lib.profiles import SETTINGS, family_of, get_profile
+from lib.runtime.parameters import typed
+from lib.study.profiles import SETTINGS, family_of, get_profile
 
 # One row per notebook: the notebooks whose results it needs, the tables it writes.
 NOTEBOOKS = {
@@ -49,7 +49,7 @@ NOTEBOOKS = {
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
 
-# With several GPUs torchrun starts each notebook as many times, and the processes share its work (lib/ranks.py).
+# With several GPUs torchrun starts each notebook as many times, and the processes share its work (lib/runtime/ranks.py).
 try:
     GPUS = int(config.get("gpus") or 1)
 except ValueError:
@@ -194,7 +194,7 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
             threads: max(1, CORES // AT_ONCE)
             # --with-log and no `log:`, because Snakemake deletes the log of an attempt that failed when it tries again.
             shell:
-                "exec {START} -m lib.run_notebook {input.source:q} {output.executed:q} --with-log --with-parent"
+                "exec {START} -m lib.study.run_notebook {input.source:q} {output.executed:q} --with-log --with-parent"
                 " {ARGUMENTS} -p seed {params.seed}"
 
 

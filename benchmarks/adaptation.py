@@ -79,7 +79,7 @@ def encoder_of(model: str) -> nn.Module:
     """The image encoder."""
     if model == "ViT-B/32":
         return vit_b_32()
-    from lib.models import load_clip
+    from lib.vision.models import load_clip
 
     return load_clip().visual
 
@@ -92,11 +92,11 @@ def heads_of(case: dict) -> list[Tensor]:
 
 def ours(case: dict, clock: Clock) -> None:
     """`lib.adaptation.adapt` with the study's objective. The first steps see one image per task: enough to warm up."""
-    from lib.adaptation import adapt
-    from lib.device import Runtime
-    from lib.flat_model import FlatModel
-    from lib.models import Preprocess
-    from lib.objectives import ImageObjective
+    from lib.adaptation.loop import adapt
+    from lib.runtime.device import Runtime
+    from lib.vectors.flat_model import FlatModel
+    from lib.vision.models import Preprocess
+    from lib.vision.objective import ImageObjective
 
     model = FlatModel(encoder_of(case["model"]))
     theta0, inside = model.initial(), model.layout.inside()
@@ -257,7 +257,7 @@ def main() -> None:
         return
     import pandas as pd
 
-    from lib.store import save_table
+    from lib.study.tables import save_table
 
     about = machine()
     print(f"One step on {about['machine']}, {about['threads']} threads", flush=True)

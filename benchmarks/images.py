@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib.batches import gather
-from lib.sources import FILE_SPLITS
-from lib.store import digest
-from lib.tasks import load_split, load_task
+from lib.files.sets import FILE_SPLITS
+from lib.runtime.keys import digest
+from lib.vision.batches import gather
+from lib.vision.tasks import load_split, load_task
 
 BATCH, STEPS = 128, 40
 

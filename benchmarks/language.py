@@ -56,10 +56,10 @@ def main() -> None:
     options = parser.parse_args()
     import pandas as pd
 
-    from lib.language.workspace import LanguageWorkspace
-    from lib.profiles import DRAWN_TEXT_TASKS, GLUE_TASKS, get_profile
-    from lib.store import save_table
-    from lib.study import Study
+    from lib.study.language import LanguageWorkspace
+    from lib.study.profiles import DRAWN_TEXT_TASKS, GLUE_TASKS, get_profile
+    from lib.study.study import Study
+    from lib.study.tables import save_table
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

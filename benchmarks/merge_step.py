@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.common import ROOT, in_own_process, machine, peak_resident, vit_b_32_shapes
-from lib.layout import Layout
-from lib.merge_step import MergeStep
+from lib.concrete.merge_step import MergeStep
+from lib.vectors.layout import Layout
 
 TABLE = ROOT / "data/benchmarks/merge_step.csv"
 STEPS, WARM_UP = 5, 2
@@ -187,7 +187,7 @@ def main() -> None:
         return
     import pandas as pd
 
-    from lib.store import atomic_path
+    from lib.runtime.disk import atomic_path
 
     about = machine(options.device)
     print(f"One mask step on {about['machine']}, {about['threads']} threads; median of {STEPS} steps")

@@ -22,11 +22,11 @@ import pandas as pd
 
 from benchmarks.common import ROOT, machine, peak_resident
 from benchmarks.stand_in_hub import MODELS, StandIn, profile_of, write_stand_in
-from lib.lineages import HUGGING_FACE
-from lib.profiles import PAPER_TASKS, get_profile
-from lib.store import save_table
-from lib.study import Study
-from lib.workspace import Workspace
+from lib.files.lineages import HUGGING_FACE
+from lib.study.profiles import PAPER_TASKS, get_profile
+from lib.study.study import Study
+from lib.study.tables import save_table
+from lib.study.vision import Workspace
 
 TABLE = ROOT / "data/benchmarks/scale.csv"
 CASE = ["model", "tasks", "batch"]

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as distributed
 
 from benchmarks.common import ROOT, peak_resident, vit_b_32_shapes
-from lib.layout import Layout
-from lib.merge_step import MergeStep
-from lib.sharding import Shard
+from lib.concrete.merge_step import MergeStep
+from lib.concrete.sharding import Shard
+from lib.vectors.layout import Layout
 
 TABLE = ROOT / "data/benchmarks/sharded_step.csv"
 TASKS = 8
@@ -65,7 +65,7 @@ def main() -> None:
 
     import pandas as pd
 
-    from lib.store import save_table
+    from lib.study.tables import save_table
 
     with tempfile.TemporaryDirectory() as name:
         shapes_file = Path(name) / "shapes.json"

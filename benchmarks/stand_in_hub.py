@@ -5,7 +5,7 @@ the same files with random numbers in them:
 
 - `model/<name>`: a CLIP of the architecture in open_clip's format; its tokenizer comes with open_clip;
 - `hugging-face/<name>/<task>` and `task-vectors/<name>/<Set>/finetuned.pt`: the same experts, which are that model with
-  a little noise added, in the file format of either lineage (see `lib.lineages`);
+  a little noise added, in the file format of either lineage (see `lib.files.lineages`);
 - `data/<set>/data/*.parquet`: the image sets, with the official number of classes and a few pictures of each.
 
 Scores on them mean nothing. Time, memory, file formats and every line of code in between are the real ones.
@@ -31,10 +31,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lib.lineages import FILES, HUGGING_FACE, TASK_VECTORS, name_of
-from lib.profiles import PAPER_TASKS, PROFILES, VisionProfile
-from lib.registry import MENDS, REGISTRY
-from lib.rng import seed_of
+from lib.files.lineages import FILES, HUGGING_FACE, TASK_VECTORS, name_of
+from lib.runtime.rng import seed_of
+from lib.study.profiles import PAPER_TASKS, PROFILES, VisionProfile
+from lib.vision.registry import MENDS, REGISTRY
 
 # Of the same kind as the paper's, for tests: four patches, two blocks.
 QUICK = {
@@ -158,7 +158,7 @@ def write_vision_model(expert: Mapping[str, Tensor], visual: nn.Module, folder: 
 
 
 def under_transformers_names(expert: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a `CLIPVisionModel`, written down independently of `lib.published`, which reads them."""
+    """The parameters of a `CLIPVisionModel`, written down independently of `lib.files.experts`, which reads them."""
     parts = {
         "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
         "attn.out_proj": "self_attn.out_proj",

@@ -30,11 +30,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.common import ROOT, peak_resident, processor, vit_b_32_shapes
+from lib.concrete.merge_step import MergeStep
 from lib.fusion import task_arithmetic, weight_averaging
-from lib.layout import Layout
-from lib.merge_step import MergeStep
-from lib.store import save_table
-from lib.streaming import reader, stream_sum
+from lib.study.tables import save_table
+from lib.vectors.layout import Layout
+from lib.vectors.streaming import reader, stream_sum
 
 TABLE = ROOT / "data/benchmarks/streaming_memory.csv"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-from lib.adaptation import adapt
-from lib.device import Runtime
-from lib.flat_model import FlatModel
-from lib.memory_plan import check
-from lib.models import Preprocess
-from lib.objectives import ImageObjective
+from lib.adaptation.loop import adapt
+from lib.adaptation.memory_plan import check
+from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
+from lib.vision.models import Preprocess
+from lib.vision.objective import ImageObjective
 
 TASKS, BATCH, SIDE = 8, 8, 112  # 49 patches and a class token, as ViT-B/32 has at 224
 

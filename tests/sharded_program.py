@@ -10,9 +10,9 @@ import torch
 import torch.distributed as distributed
 from torch import nn
 
-from lib.adaptation import adapt
-from lib.flat_model import FlatModel
-from lib.sharding import Shard
+from lib.adaptation.loop import adapt
+from lib.concrete.sharding import Shard
+from lib.vectors.flat_model import FlatModel
 
 
 def halves(model: FlatModel):

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lib import concrete
-from lib.adaptation import adapt
-from lib.layout import Layout
-from lib.store import Checkpoint
+from lib.adaptation.loop import adapt
+from lib.runtime.checkpoint import Checkpoint
+from lib.vectors.layout import Layout
 
 
 def problem(tasks=3, seed=0):

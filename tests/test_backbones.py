@@ -9,17 +9,19 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from lib import batch_norm
-from lib.backbones import find_weights, load_backbone, load_timm, parse
-from lib.device import Runtime
-from lib.fine_tuning import fine_tune, image_loss
-from lib.flat_model import FlatModel
-from lib.models import Clip, class_mean_head, image_features, text_head
-from lib.objectives import ImageObjective
-from lib.profiles import get_profile
-from lib.rng import generator
-from lib.study import Study
-from lib.workspace import Workspace
+from lib.runtime.device import Runtime
+from lib.runtime.rng import generator
+from lib.study.profiles import get_profile
+from lib.study.study import Study
+from lib.study.vision import Workspace
+from lib.vectors import batch_norm
+from lib.vectors.fine_tuning import fine_tune
+from lib.vectors.flat_model import FlatModel
+from lib.vision.backbones import find_weights, load_backbone, load_timm, parse
+from lib.vision.features import image_features
+from lib.vision.heads import class_mean_head, text_head
+from lib.vision.models import Clip
+from lib.vision.objective import ImageObjective, image_loss
 
 RUNTIME = Runtime()
 SMALL_VIT = "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=24, depth=2, num_heads=3)"

@@ -8,17 +8,26 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from lib import batch_norm, fusion
-from lib.batch_norm import averaged, batch_statistics, load_statistics, pooled, reestimate_batch_norm, statistics
-from lib.device import Runtime
-from lib.fine_tuning import fine_tune
-from lib.flat_model import FlatModel
-from lib.models import Preprocess, class_mean_head
-from lib.objectives import ImageObjective
-from lib.rng import generator
-from lib.store import Checkpoint
-from lib.study import Study
-from lib.workspace import Workspace
+from lib import fusion
+from lib.runtime.checkpoint import Checkpoint
+from lib.runtime.device import Runtime
+from lib.runtime.rng import generator
+from lib.study.study import Study
+from lib.study.vision import Workspace
+from lib.vectors import batch_norm
+from lib.vectors.batch_norm import (
+    averaged,
+    batch_statistics,
+    load_statistics,
+    pooled,
+    reestimate_batch_norm,
+    statistics,
+)
+from lib.vectors.fine_tuning import fine_tune
+from lib.vectors.flat_model import FlatModel
+from lib.vision.heads import class_mean_head
+from lib.vision.models import Preprocess
+from lib.vision.objective import ImageObjective
 
 RUNTIME, PREPROCESS = Runtime(), Preprocess((0.5,) * 3, (0.25,) * 3)
 
@@ -213,7 +222,7 @@ def test_fine_tuning_starts_from_the_pre_trained_statistics_and_resumes_with_its
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     """A ConvNet with BatchNorm on two drawn tasks, its two experts trained for a few steps."""
-    from lib.profiles import get_profile
+    from lib.study.profiles import get_profile
 
     profile = dataclasses.replace(
         get_profile("tiny"), model="timm:resnet18(layers=(1, 1, 1, 1), channels=(8, 8, 16, 16))", head="class-mean",

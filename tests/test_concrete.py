@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lib import concrete
-from lib.layout import Layout
+from lib.vectors.layout import Layout
 
 
 def problem(seed=0, tasks=3, layer_wise=True):

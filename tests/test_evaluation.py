@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from lib.evaluation import (
+from lib.study.evaluation import (
     TABLES,
     compare_with_full,
     gather,
@@ -13,7 +13,7 @@ from lib.evaluation import (
     paired_difference,
     with_spread,
 )
-from lib.study import ROOT, load_seeds
+from lib.study.study import ROOT, load_seeds
 
 
 def scores(by_method, tasks=("a", "b"), split="test"):

@@ -6,7 +6,7 @@ import pytest
 from lib import figures
 from lib.figures import generalisation
 from lib.figures.index import figure_index
-from lib.study import ROOT
+from lib.study.study import ROOT
 
 METHODS = ("Task Arithmetic", "AdaMerging (layer-wise)", "Concrete AdaMerging (layer-wise)")
 TASKS = ("aerial", "textures", "street_digits")

@@ -18,7 +18,7 @@ from lib.fusion import (
     weight_averaging,
     wudi_merging,
 )
-from lib.layout import Layout
+from lib.vectors.layout import Layout
 
 SPECTRAL = ("tsv_m", "iso_c", "iso_cts", "wudi_merging")
 

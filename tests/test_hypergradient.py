@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from lib import concrete
-from lib.adaptation import adapt
-from lib.coefficients import Coefficients, adam
-from lib.hypergradient import hessian_product
-from lib.kernels import BETA_1, BETA_2, EPSILON
-from lib.layout import Layout
-from lib.noise import uniform
-from lib.protocol import Protocol
-from lib.rng import seed_of
+from lib.adaptation.coefficients import Coefficients, adam
+from lib.adaptation.loop import adapt
+from lib.adaptation.protocol import Protocol
+from lib.concrete.hypergradient import hessian_product
+from lib.concrete.kernels import BETA_1, BETA_2, EPSILON
+from lib.concrete.noise import uniform
+from lib.runtime.rng import seed_of
+from lib.vectors.layout import Layout
 
 TASKS, STEPS, START, SEED = 3, 4, 0.3, 7
 LAYERS = {"a": (6, 5), "b": (6,), "c": (6, 4)}

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.inspection import agreement_table, coefficient_table, curve_table, density_table
-from lib.layout import Layout
+from lib.study.inspection import agreement_table, coefficient_table, curve_table, density_table
+from lib.vectors.layout import Layout
 
 LAYOUT = Layout.of({"conv.weight": torch.zeros(4), "head.bias": torch.zeros(2)}, block=4)  # two places of padding
 

@@ -11,11 +11,11 @@ from types import ModuleType
 import datasets
 import pytest
 
+from lib.files.sets import DataError
 from lib.language import examples
 from lib.language.examples import Examples, find_source, load_examples, note
 from lib.language.registry import DRAWN, GLUE
-from lib.sources import DataError
-from lib.tasks import SPLITS
+from lib.vision.tasks import SPLITS
 
 ROOMY = dict.fromkeys(SPLITS, 1000)
 COLA, STSB, MNLI = GLUE["cola"], GLUE["stsb"], GLUE["mnli"]
@@ -307,9 +307,9 @@ def test_a_drawn_task_calls_the_drawing(monkeypatch):
         calls.append(names)
         return [{"premise": "a dog runs", "hypothesis": "a {dog} moves", "label": row % 3} for row in range(names[2])]
 
-    stand_in = ModuleType("lib.language.drawn")
+    stand_in = ModuleType("worlds.text.drawn")
     stand_in.draw = draw
-    monkeypatch.setitem(sys.modules, "lib.language.drawn", stand_in)
+    monkeypatch.setitem(sys.modules, "worlds.text.drawn", stand_in)
     part = load_examples(DRAWN["inference"], "test", sizes={"test": 4}, seed=3)
     assert calls == [("inference", "test", 4, 3)]
     assert part.prompts == ("relation: a dog runs / a {dog} moves",) * 4
@@ -318,7 +318,7 @@ def test_a_drawn_task_calls_the_drawing(monkeypatch):
         load_examples(DRAWN["inference"], "train", sizes={"test": 4})
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("lib.language.drawn"), reason="the drawing is not there")
+@pytest.mark.skipif(not importlib.util.find_spec("worlds.text.drawn"), reason="the drawing is not there")
 @pytest.mark.parametrize("task", DRAWN.values(), ids=lambda task: task.name)
 def test_drawn_rows_become_examples(task):
     parts = {split: load_examples(task, split, sizes=dict.fromkeys(SPLITS, 30)) for split in SPLITS}

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.language import ARCHITECTURES, write_checkpoints
 from lib.language.t5 import load_t5
-from lib.profiles import GLUE_TASKS, PROFILES
+from lib.study.profiles import GLUE_TASKS, PROFILES
 
 ROOT = Path(__file__).resolve().parents[1]
 

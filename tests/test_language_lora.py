@@ -6,8 +6,8 @@ from mini_t5 import mini_t5
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from lib.flat_model import FlatModel
 from lib.language.lora import adapted, attach, load_adapter, save_adapter, weight_change
+from lib.vectors.flat_model import FlatModel
 
 LORA = {"rank": 4, "alpha": 8}
 ROWS = torch.tensor([[9, 11, 4, 1, 0], [10, 12, 13, 14, 1]])

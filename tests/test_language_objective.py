@@ -6,10 +6,10 @@ import pytest
 import torch
 from mini_t5 import mini_t5
 
-from lib.device import Runtime
-from lib.flat_model import FlatModel
+from lib.adaptation.objectives import OBJECTIVES
 from lib.language.objective import TokenObjective
-from lib.objectives import OBJECTIVES
+from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
 
 
 def prompts(counts=(20, 20), lengths=(6, 9), seed=0):

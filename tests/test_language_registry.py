@@ -9,7 +9,7 @@ from string import Formatter
 import pytest
 
 from lib.language.registry import DRAWN, GLUE, text_task
-from lib.profiles import DRAWN_TEXT_TASKS, GLUE_TASKS
+from lib.study.profiles import DRAWN_TEXT_TASKS, GLUE_TASKS
 
 EVERY = [*GLUE.values(), *DRAWN.values()]
 

@@ -7,9 +7,13 @@ from random import Random
 import pytest
 import torch
 
-from lib.language.drawn import draw
-from lib.language.mixture import MIXTURE, draw_examples
-from lib.language.pretraining import (
+from lib.language.registry import DRAWN, GLUE
+from lib.language.t5 import TINY_T5, load_t5
+from lib.runtime.checkpoint import Checkpoint
+from worlds.text.drawn import draw
+from worlds.text.mixture import MIXTURE, draw_examples
+from worlds.text.world import WORDS
+from worlds.training.tiny_t5 import (
     CONFIG,
     VOCABULARY,
     Recipe,
@@ -21,10 +25,6 @@ from lib.language.pretraining import (
     pretrain,
     ship,
 )
-from lib.language.registry import DRAWN, GLUE
-from lib.language.t5 import TINY_T5, load_t5
-from lib.language.world import WORDS
-from lib.store import Checkpoint
 
 RECIPE = Recipe(steps=6, batch=4)
 

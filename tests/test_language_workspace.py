@@ -7,16 +7,17 @@ import torch
 from mini_t5 import save_mini_t5
 
 from lib import concrete, fusion
-from lib.device import Runtime
+from lib.fusion.activations import read_grams
 from lib.language import examples as examples_module
+from lib.language.activations import diagonal_fisher, prompt_calls
+from lib.language.generation import generate, in_batches
 from lib.language.objective import first_token_logits, model_inputs
-from lib.language.statistics import diagonal_fisher, prompt_calls
-from lib.language.workspace import LanguageWorkspace, generate, in_batches
-from lib.profiles import get_profile
-from lib.statistics import read_grams
-from lib.store import Checkpoint
-from lib.study import Study
-from lib.task_vectors import check_task_vectors
+from lib.runtime.checkpoint import Checkpoint
+from lib.runtime.device import Runtime
+from lib.study.language import LanguageWorkspace
+from lib.study.profiles import get_profile
+from lib.study.study import Study
+from lib.vectors.task_vectors import check_task_vectors
 
 SIZES = {"train_texts": 40, "validation_texts": 10, "adaptation_texts": 20, "test_texts": 20, "curve_texts": 5}
 BUDGET = {
@@ -43,7 +44,7 @@ def draw(task, split, count, seed=0):
 
 @pytest.fixture
 def world(folder, tmp_path, monkeypatch):
-    from lib.language import drawn
+    from worlds.text import drawn
 
     monkeypatch.setattr(drawn, "draw", draw)
 

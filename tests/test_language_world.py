@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
-from lib.language.changes import contradict, follow, reword, stray
-from lib.language.drawn import SPLIT_PARTS, TASKS, draw
 from lib.language.registry import DRAWN
-from lib.language.world import (
+from worlds.text.changes import contradict, follow, reword, stray
+from worlds.text.drawn import SPLIT_PARTS, TASKS, draw
+from worlds.text.world import (
     FRAMES,
     KIND_OF,
     KINDS,

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.flat_model import FlatModel
-from lib.layout import Layout
-from lib.task_vectors import check_task_vectors, cosine_similarity, layer_norms, sign_agreement, task_vectors
+from lib.vectors.flat_model import FlatModel
+from lib.vectors.layout import Layout
+from lib.vectors.task_vectors import check_task_vectors, cosine_similarity, layer_norms, sign_agreement, task_vectors
 
 shapes = st.lists(st.lists(st.integers(1, 7), max_size=3).map(tuple), min_size=1, max_size=6)
 

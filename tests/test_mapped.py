@@ -12,14 +12,15 @@ import torch
 from mirrors import make_mirror, picture, write_split
 from PIL import Image
 
-from lib import mapped, sources
-from lib.batches import gather
-from lib.fine_tuning import shifted
-from lib.mapped import in_words, new_file, read_file, remove_unfinished
-from lib.rng import generator
-from lib.sources import DataError, Source, decode_rows, fit
-from lib.store import digest
-from lib.tasks import load_split, load_splits, load_task
+from lib.files import sets as sources
+from lib.files.sets import DataError, Source
+from lib.runtime.keys import digest
+from lib.runtime.rng import generator
+from lib.vectors import mapped
+from lib.vectors.mapped import in_words, new_file, read_file, remove_unfinished
+from lib.vision.batches import gather, shifted
+from lib.vision.decoding import decode_rows, fit
+from lib.vision.tasks import load_split, load_splits, load_task
 
 ROWS = {"labels": (torch.int64, (5,)), "images": (torch.uint8, (5, 3, 7, 7))}
 

@@ -12,20 +12,21 @@ import pytest
 import torch
 from torch import nn
 
-from lib import fusion, memory_plan, methods
-from lib.adaptation import adapt
-from lib.base_workspace import BaseWorkspace
-from lib.device import Runtime
-from lib.flat_model import FlatModel
-from lib.mapped import mapped_rows
-from lib.memory_plan import Needs, check, free_memory, mend, plan
-from lib.models import Preprocess
-from lib.objectives import ImageObjective
-from lib.profiles import get_profile
-from lib.store import digest
-from lib.study import Study
-from lib.task_vectors import check_task_vectors
-from lib.workspace import Workspace
+from lib import fusion
+from lib.adaptation.loop import adapt, memory_plan
+from lib.adaptation.memory_plan import Needs, check, free_memory, mend, plan
+from lib.runtime.device import Runtime
+from lib.runtime.keys import digest
+from lib.study.profiles import get_profile
+from lib.study.study import Study
+from lib.study.study import recipes as methods
+from lib.study.vision import Workspace
+from lib.study.workspace import BaseWorkspace
+from lib.vectors.flat_model import FlatModel
+from lib.vectors.mapped import mapped_rows
+from lib.vectors.task_vectors import check_task_vectors
+from lib.vision.models import Preprocess
+from lib.vision.objective import ImageObjective
 
 GB = 10**9
 TOLERANCE = 0.25  # of the measured peak

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import concrete, kernels
-from lib.layout import Layout
-from lib.merge_step import MergeStep
-from lib.noise import uniform
-from lib.streaming import reader
+from lib import concrete
+from lib.concrete.mask import kernels
+from lib.concrete.merge_step import MergeStep
+from lib.concrete.noise import uniform
+from lib.vectors.layout import Layout
+from lib.vectors.streaming import reader
 
 DOUBLE = torch.float64
 
@@ -198,7 +199,7 @@ def test_without_a_compiler_there_is_one_warning_and_the_same_result(tmp_path):
     program = """
 import warnings
 from tests.test_merge_step import problem
-from lib.merge_step import MergeStep
+from lib.concrete.merge_step import MergeStep
 layout, theta0, vectors, coefficients, gradient = problem()
 thetas = []
 with warnings.catch_warnings(record=True) as caught:

@@ -8,20 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from lib import concrete, fusion, methods
-from lib.flat_model import FlatModel
-from lib.models import Preprocess
-from lib.profiles import get_profile
-from lib.protocol import Protocol
-from lib.study import Study
-from lib.task_vectors import check_task_vectors
-from lib.workspace import Workspace
+from lib import concrete, fusion
+from lib.adaptation.protocol import Protocol
+from lib.study.profiles import get_profile
+from lib.study.study import Study
+from lib.study.study import recipes as methods
+from lib.study.vision import Workspace
+from lib.vectors.flat_model import FlatModel
+from lib.vectors.task_vectors import check_task_vectors
+from lib.vision.models import Preprocess
 
 TASKS = ("one", "two", "three")
 
 
 class World:
-    """What `lib.methods` asks of a workspace: a tiny encoder, three tasks, no labels anywhere."""
+    """What `lib.study.recipes` asks of a workspace: a tiny encoder, three tasks, no labels anywhere."""
 
     def __init__(self, root):
         torch.manual_seed(0)

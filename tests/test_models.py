@@ -9,15 +9,20 @@ import time
 import pytest
 import torch
 
-from lib.device import Runtime
-from lib.drawing import draw_split
-from lib.evaluation import evaluate, linear_probe, methods_by_tasks, score
-from lib.fine_tuning import fine_tune, image_loss, learning_rate_at, shifted
-from lib.flat_model import FlatModel
-from lib.models import class_mean_head, image_features, load_clip, text_head
-from lib.objectives import ImageObjective, entropy
-from lib.rng import batch_indices, generator, seed_of
-from lib.study import ROOT
+from lib.adaptation.objectives import entropy
+from lib.runtime.device import Runtime
+from lib.runtime.rng import batch_indices, generator, seed_of
+from lib.study.evaluation import evaluate, methods_by_tasks
+from lib.study.study import ROOT
+from lib.vectors.fine_tuning import fine_tune, learning_rate_at
+from lib.vectors.flat_model import FlatModel
+from lib.vision.batches import shifted
+from lib.vision.features import image_features
+from lib.vision.heads import class_mean_head, text_head
+from lib.vision.models import load_clip
+from lib.vision.objective import ImageObjective, image_loss
+from lib.vision.scoring import linear_probe, score
+from worlds.images import draw_split
 
 RUNTIME = Runtime()
 
@@ -173,7 +178,7 @@ SCRIPT = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from lib.store import Checkpoint
+from lib.runtime.checkpoint import Checkpoint
 sys.path.insert(0, "tests")
 from test_models import RUNTIME, draw_split, load_clip, small_fine_tuning
 images, labels = draw_split("handwritten_digits", "test of the tests", 80, workers=1)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lib.layout import Layout
-from lib.noise import STEPS, block_keys, odd_numbers, uniform
+from lib.concrete.noise import STEPS, block_keys, odd_numbers, uniform
+from lib.vectors.layout import Layout
 
 LAYOUT = Layout.of({"a": torch.zeros(700, 1024), "b": torch.zeros(324, 1024)})  # 2^20 elements, no padding
 

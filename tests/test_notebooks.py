@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from lib import figures
-from lib.evaluation import gather, main_table, paired_difference
-from lib.profiles import LanguageProfile, RealProfile, VisionProfile, family_of
-from lib.study import ROOT, open_study
+from lib.study.evaluation import gather, main_table, paired_difference
+from lib.study.profiles import LanguageProfile, RealProfile, VisionProfile, family_of
+from lib.study.study import ROOT, open_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib.device import Runtime
-from lib.flat_model import FlatModel
-from lib.models import Preprocess
-from lib.objectives import OBJECTIVES, ImageObjective, entropy, entropy_of_mean
-from lib.signatures import signatures
+from lib.adaptation.objectives import OBJECTIVES, entropy, entropy_of_mean
+from lib.adaptation.signatures import signatures
+from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
+from lib.vision.models import Preprocess
+from lib.vision.objective import ImageObjective
 
 SIDE, WIDTH = 4, 6
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lib import concrete
-from lib.adaptation import adapt
-from lib.planted import plant, precision_and_recall
+from lib.adaptation.loop import adapt
+from lib.concrete.planted import plant, precision_and_recall
 
 
 def loss_with(world, mask):

@@ -7,12 +7,13 @@ import open_clip
 import pytest
 import torch
 
-from lib.device import Runtime
-from lib.drawing import DRAWN, named_rng
-from lib.models import TINY_CLIP, load_clip
-from lib.pretraining import CONFIG, Recipe, build_model, build_tokenizer, pretrain, ship, tokenise
-from lib.store import Checkpoint
-from lib.web_world import caption, draw_web
+from lib.runtime.checkpoint import Checkpoint
+from lib.runtime.device import Runtime
+from lib.runtime.names import named_rng
+from lib.vision.models import TINY_CLIP, load_clip
+from worlds.images import DRAWN
+from worlds.images.web import caption, draw_web
+from worlds.training.tiny_clip import CONFIG, Recipe, build_model, build_tokenizer, pretrain, ship, tokenise
 
 RECIPE = Recipe(pictures=240, steps=6, batch=24)
 

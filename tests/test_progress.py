@@ -3,8 +3,8 @@ import itertools
 
 import pytest
 
-from lib import progress as module
-from lib.progress import duration, progress
+from lib.runtime import progress as module
+from lib.runtime.progress import duration, progress
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lib import concrete
-from lib.adaptation import adapt
-from lib.layout import Layout
-from lib.noise import uniform
-from lib.protocol import Protocol
-from lib.rng import seed_of
+from lib.adaptation.loop import adapt
+from lib.adaptation.protocol import Protocol
+from lib.concrete.noise import uniform
+from lib.runtime.rng import seed_of
+from lib.vectors.layout import Layout
 
 
 def problem(tasks=3, seed=0):

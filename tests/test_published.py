@@ -15,17 +15,17 @@ from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
 
-from lib import published
-from lib.evaluation import compare_with_full, gather, main_table, with_spread
 from lib.figures import FIGURES
-from lib.flat_model import FlatModel
-from lib.lineages import lineage_of, name_of, one_lineage, pattern_of, tagged
-from lib.models import load_clip
-from lib.profiles import PROFILES, get_profile
-from lib.published import check_activation, from_hugging_face, load_published
-from lib.reference import beside_published
-from lib.study import Study, all_seeds, open_study
-from lib.workspace import Workspace
+from lib.files import experts as published
+from lib.files.experts import check_activation, from_hugging_face, load_published
+from lib.files.lineages import lineage_of, name_of, one_lineage, pattern_of, tagged
+from lib.study.evaluation import compare_with_full, gather, main_table, with_spread
+from lib.study.profiles import PROFILES, get_profile
+from lib.study.reference import beside_published
+from lib.study.study import Study, all_seeds, open_study
+from lib.study.vision import Workspace
+from lib.vectors.flat_model import FlatModel
+from lib.vision.models import load_clip
 
 TEXT = {"context_length": 8, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
 SMALL = {"image_size": 32, "layers": 2, "width": 128, "patch_size": 16}

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from lib import figures
-from lib.profiles import get_profile
-from lib.run_notebook import run_notebook
-from lib.study import ROOT
+from lib.study.profiles import get_profile
+from lib.study.run_notebook import run_notebook
+from lib.study.study import ROOT
 from tests.mirrors import make_mirror
 
 SMALL = {

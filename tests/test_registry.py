@@ -6,10 +6,10 @@ import time
 import pytest
 from mirrors import make_mirror
 
-from lib import tasks
-from lib.profiles import REAL_TASKS
-from lib.registry import REGISTRY, RealSet
-from lib.tasks import SPLITS, DataError, load_split, load_task
+from lib.study.profiles import REAL_TASKS
+from lib.vision import tasks
+from lib.vision.registry import REGISTRY, RealSet
+from lib.vision.tasks import SPLITS, DataError, load_split, load_task
 
 
 @pytest.fixture

@@ -8,10 +8,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lib import publish
-from lib.profiles import family_of, get_profile
-from lib.run_notebook import NotebookStopped, Report, main, run_notebook, typed
-from lib.study import ROOT
+from lib.study.profiles import family_of, get_profile
+from lib.study.run_notebook import NotebookStopped, Report, main, run_notebook, typed
+from lib.study.study import ROOT, publish
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib import safe_pickle, torch_files
-from lib.safe_pickle import Inert, read_pickle
-from lib.study import ROOT
-from lib.torch_files import read_tensors
+from lib.files import safe_pickle, torch_files
+from lib.files.safe_pickle import Inert, read_pickle
+from lib.files.torch_files import read_tensors
+from lib.study.study import ROOT
 
 
 def read(data: bytes) -> object:
@@ -177,7 +177,7 @@ def test_reading_imports_nothing(tmp_path):
     (tmp_path / "treacherous.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
     code = (
         f"import sys, io; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]\n"
-        "from lib.safe_pickle import read_pickle\n"
+        "from lib.files.safe_pickle import read_pickle\n"
         "print(read_pickle(io.BytesIO(b'ctreacherous\\nthing\\n)R.'))[0].name, 'treacherous' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -13,12 +13,12 @@ import torch
 from benchmarks import stand_in_hub
 from benchmarks.scale import ADAPTIVE, BASELINES, open_stand_in
 from benchmarks.stand_in_hub import write_stand_in
-from lib.lineages import HUGGING_FACE, TASK_VECTORS
-from lib.models import load_clip
-from lib.parameters import typed
-from lib.profiles import PAPER_TASKS, get_profile
-from lib.registry import REGISTRY
-from lib.task_vectors import cosine_similarity
+from lib.files.lineages import HUGGING_FACE, TASK_VECTORS
+from lib.runtime.parameters import typed
+from lib.study.profiles import PAPER_TASKS, get_profile
+from lib.vectors.task_vectors import cosine_similarity
+from lib.vision.models import load_clip
+from lib.vision.registry import REGISTRY
 
 TASKS = PAPER_TASKS.split()
 

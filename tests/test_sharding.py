@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib import kernels
-from lib.layout import Layout
-from lib.noise import block_keys
-from lib.sharding import Shard
+from lib.concrete.mask import kernels
+from lib.concrete.noise import block_keys
+from lib.concrete.sharding import Shard
+from lib.vectors.layout import Layout
 
 PROGRAM = Path(__file__).with_name("sharded_program.py")
 

@@ -8,8 +8,9 @@ import pytest
 from mirrors import make_mirror, picture, write_split
 from PIL import Image
 
-from lib import sources
-from lib.sources import DataError, Source, decode, fit, read_contents, read_images
+from lib.files import sets as sources
+from lib.files.sets import DataError, Source, read_contents
+from lib.vision.decoding import decode, fit, read_images
 
 
 @pytest.fixture

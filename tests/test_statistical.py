@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.fusion import METHODS, fisher_merging, regmean, regmean_plus_plus, weight_averaging
-from lib.layout import Layout
+from lib.vectors.layout import Layout
 
 OURS = ("fisher_merging", "regmean", "regmean_plus_plus")
 

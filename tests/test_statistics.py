@@ -9,13 +9,15 @@ import timm
 import torch
 from torch import nn
 
-from lib import expert_statistics, statistics
-from lib.device import Runtime
-from lib.flat_model import FlatModel
+from lib.fusion import activations as statistics
 from lib.fusion import fisher_merging, regmean, regmean_plus_plus, weight_averaging
-from lib.models import Preprocess, load_clip
-from lib.statistics import diagonal_fisher, input_grams, layer_groups
-from lib.store import Store
+from lib.fusion.activations import layer_groups
+from lib.runtime.device import Runtime
+from lib.runtime.store import Store
+from lib.study.study import expert_statistics
+from lib.vectors.flat_model import FlatModel
+from lib.vision.activations import diagonal_fisher, input_grams
+from lib.vision.models import Preprocess, load_clip
 
 RUNTIME = Runtime()
 PREPROCESS = Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -10,7 +10,11 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.store import Checkpoint, Store, atomic_path, key_of, load_table, save_table
+from lib.runtime.checkpoint import Checkpoint
+from lib.runtime.disk import atomic_path
+from lib.runtime.keys import key_of
+from lib.runtime.store import Store
+from lib.study.tables import load_table, save_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +91,7 @@ WANTED_TWICE = """
 import sys, time
 from pathlib import Path
 import torch
-from lib.store import Store
+from lib.runtime.store import Store
 
 def make(checkpoint):
     print("made", flush=True)

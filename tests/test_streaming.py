@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lib import concrete
-from lib.adaptation import adapt
+from lib.adaptation.loop import adapt
 from lib.fusion import task_arithmetic, weight_averaging
-from lib.layout import Layout
-from lib.streaming import main, merge_files, stream_sum
-from lib.task_vectors import task_vectors
+from lib.vectors.layout import Layout
+from lib.vectors.streaming import main, merge_files, stream_sum
+from lib.vectors.task_vectors import task_vectors
 
 SHAPES = {"scale": (), "a.weight": (7, 40), "a.bias": (7,), "b": (3, 5, 11), "empty": (0, 4)}
 
@@ -161,7 +161,7 @@ def test_all_headers_are_checked_before_any_tensor_is_read(tmp_path, monkeypatch
     theta0, files, experts, layout = problem(tmp_path)
     save_file(broken("nan", experts[0]), files[0])
     save_file(broken("shape", experts[4]), files[4])
-    monkeypatch.setattr("lib.streaming._read", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("lib.vectors.streaming._read", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(ValueError, match=r"expert4.safetensors: layer 'b' has shape"):
         stream_sum(theta0, files, layout)
 
@@ -269,8 +269,8 @@ def large_experts(tmp_path):
 PEAKS = """
 import sys, torch
 from pathlib import Path
-from lib.layout import Layout
-from lib.streaming import stream_sum
+from lib.vectors.layout import Layout
+from lib.vectors.streaming import stream_sum
 
 def peak():  # in MiB; ru_maxrss would not do: it also remembers the parent process from before exec
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024

@@ -2,9 +2,9 @@
 
 import pytest
 
-from lib.device import Runtime, choose_runtime
-from lib.profiles import PROFILES, get_profile
-from lib.study import open_study
+from lib.runtime.device import Runtime, choose_runtime
+from lib.study.profiles import PROFILES, get_profile
+from lib.study.study import open_study
 
 
 def test_defaults_and_overrides():

@@ -7,12 +7,21 @@ import json
 import pytest
 import torch
 
-from lib import supervised
-from lib.backbones import load_backbone
-from lib.batch_norm import batch_norms
-from lib.device import Runtime
-from lib.drawing import DRAWN
-from lib.supervised import FOLDER, RECIPES, Recipe, class_offsets, labelled_web, orthogonal_head, pretrain, ship
+from lib.runtime.device import Runtime
+from lib.vectors.batch_norm import batch_norms
+from lib.vision.backbones import load_backbone
+from worlds.images import DRAWN
+from worlds.training import backbones as supervised
+from worlds.training.backbones import (
+    FOLDER,
+    RECIPES,
+    Recipe,
+    class_offsets,
+    labelled_web,
+    orthogonal_head,
+    pretrain,
+    ship,
+)
 
 SMALL = Recipe("timm:resnet18(layers=(1, 1, 1, 1), channels=(8, 8, 16, 24))", 1e-3, families="land_cover textures",
                pictures=120, steps=3, batch=20)  # fmt: skip

@@ -8,18 +8,19 @@ import pytest
 import torch
 from mirrors import make_mirror, picture, write_split
 
-import lib.drawing
-from lib import tasks
-from lib.drawing import Job, draw_split, draw_splits, named_rng, source_tag
-from lib.profiles import DRAWN_TASKS, REAL_TASKS
-from lib.registry import REGISTRY
-from lib.sources import Contents
-from lib.splits import choose_rows, stratified_order
-from lib.tasks import SPLITS, DataError, load_split, load_task, prepare
+import worlds.images
+from lib.files.sets import Contents
+from lib.files.splits import choose_rows, stratified_order
+from lib.runtime.names import named_rng
+from lib.study.profiles import DRAWN_TASKS, REAL_TASKS
+from lib.vision import tasks
+from lib.vision.registry import REGISTRY
+from lib.vision.tasks import SPLITS, DataError, load_split, load_task, prepare
+from worlds.images import Job, draw_split, draw_splits, source_tag
 
 STAND_IN = """
 import numpy as np
-from lib.drawing.canvas import SIZE
+from worlds.images.canvas import SIZE
 CLASSES = ("dark", "middle", "light")
 ALIASES = {name: ("night", "day") for name in CLASSES}
 TEMPLATES = ("a {} square",)
@@ -34,7 +35,7 @@ def stand_in(tmp_path, monkeypatch):
     """A drawn task named "stand_in", whose module a worker process can import too."""
     (tmp_path / "stand_in_drawing.py").write_text(STAND_IN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(lib.drawing.MODULES, "stand_in", "stand_in_drawing")
+    monkeypatch.setitem(worlds.images.MODULES, "stand_in", "stand_in_drawing")
     yield tmp_path / "stand_in_drawing.py"
     sys.modules.pop("stand_in_drawing", None)
 
@@ -92,7 +93,7 @@ def test_without_worker_processes_this_one_draws(stand_in, monkeypatch):
         raise OSError("no more processes")
 
     expected = draw_split("stand_in", "train", 150, workers=1)
-    monkeypatch.setattr(lib.drawing, "ProcessPoolExecutor", refuse)
+    monkeypatch.setattr(worlds.images, "ProcessPoolExecutor", refuse)
     assert np.array_equal(draw_split("stand_in", "train", 150, workers=2)[0], expected[0])
 
 
@@ -107,15 +108,15 @@ def test_an_edited_drawing_never_meets_old_images(stand_in, load):
     old = load(task, "test")
     stand_in.write_text(STAND_IN.replace("90 * label", "60 * label + 1"))
     sys.modules.pop("stand_in_drawing")
-    lib.drawing.importlib.invalidate_caches()
+    worlds.images.importlib.invalidate_caches()
     assert source_tag("stand_in") != before
     assert not torch.equal(load(task, "test").images, old.images)
 
 
 def test_a_task_that_borrows_from_another_changes_with_it():
     tag = source_tag("handwritten_digits")  # imports from street_digits
-    path = Path(lib.drawing.drawing("street_digits").__file__)
-    assert "lib.drawing.street_digits" in Path(lib.drawing.drawing("handwritten_digits").__file__).read_text()
+    path = Path(worlds.images.drawing("street_digits").__file__)
+    assert "worlds.images.street_digits" in Path(worlds.images.drawing("handwritten_digits").__file__).read_text()
     original = Path.read_text
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "read_text", lambda self, *a: original(self, *a) + ("#" if self == path else ""))
@@ -147,7 +148,7 @@ def test_a_drawing_of_the_wrong_shape_is_refused(stand_in):
 
 
 def test_the_profiles_name_known_tasks():
-    assert tuple(DRAWN_TASKS.split()) == tuple(lib.drawing.MODULES)
+    assert tuple(DRAWN_TASKS.split()) == tuple(worlds.images.MODULES)
     assert set(REAL_TASKS.split()) <= set(REGISTRY)
 
 

@@ -15,14 +15,14 @@ from nbformat.v4 import new_code_cell, new_notebook
 from test_memory_plan import VIT
 from toy_study import make_toy_study
 
-from lib.device import choose_runtime
-from lib.launch import Launch
-from lib.lineages import tagged
-from lib.memory_plan import plan
-from lib.profiles import get_profile
-from lib.store import load_table
-from lib.study import ROOT, Study
-from lib.workspace import Workspace
+from lib.adaptation.memory_plan import plan
+from lib.files.lineages import tagged
+from lib.runtime.device import choose_runtime
+from lib.runtime.launch import Launch
+from lib.study.profiles import get_profile
+from lib.study.study import ROOT, Study
+from lib.study.tables import load_table
+from lib.study.vision import Workspace
 
 PROGRAM = Path(__file__).with_name("together_program.py")
 CHANGED = {
@@ -33,8 +33,8 @@ CHANGED = {
 STUDY = """
 import dataclasses
 from pathlib import Path
-from lib.study import open_study
-from lib.workspace import Workspace
+from lib.study.study import open_study
+from lib.study.vision import Workspace
 
 study = dataclasses.replace(open_study(globals()), root=Path("."))
 workspace = Workspace(study)
@@ -63,7 +63,15 @@ def run_notebook(folder, *cells, ranks=2, parameters=(), **variables):
     cells = [new_code_cell(names, metadata={"tags": ["parameters"]}), *map(new_code_cell, cells)]
     nbformat.write(new_notebook(cells=cells), folder / "07_toy.ipynb")
     given = [part for name in parameters for part in ("-p", name, parameters[name])]
-    command = ["-m", "lib.run_notebook", "07_toy.ipynb", "out/07_toy.ipynb", "--with-log", "--with-parent", *given]
+    command = [
+        "-m",
+        "lib.study.run_notebook",
+        "07_toy.ipynb",
+        "out/07_toy.ipynb",
+        "--with-log",
+        "--with-parent",
+        *given,
+    ]
     return run(*command, folder=folder, ranks=ranks, **variables)
 
 
@@ -106,7 +114,7 @@ def test_a_notebook_in_two_processes_leaves_what_one_process_leaves(tmp_path):
     pd.testing.assert_frame_equal(together["scores"], scores, rtol=1e-4, check_dtype=False)
 
 
-OPEN = "from lib import ranks\nfrom lib.study import open_study\n\nopen_study(globals())"
+OPEN = "from lib.runtime import ranks\nfrom lib.study.study import open_study\n\nopen_study(globals())"
 
 
 def test_one_process_that_fails_ends_all_and_says_why(tmp_path):
@@ -133,12 +141,12 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert choose_runtime().device == "cuda"
-    monkeypatch.setattr("lib.device.launched", lambda: Launch(1, 2, 1, 2))
+    monkeypatch.setattr("lib.runtime.device.launched", lambda: Launch(1, 2, 1, 2))
     assert choose_runtime().device == "cuda:1"
     assert choose_runtime("cpu").device == "cpu"
     with pytest.raises(ValueError, match=r"device 'cuda:0' is one device for 2 processes; use device='auto'"):
         choose_runtime("cuda:0")
-    monkeypatch.setattr("lib.device.launched", lambda: Launch(1, 4, 1, 4))
+    monkeypatch.setattr("lib.runtime.device.launched", lambda: Launch(1, 4, 1, 4))
     with pytest.raises(ValueError, match=r"4 processes were started, but torch sees 2 GPUs here.*make study GPUS=2"):
         choose_runtime()
 
@@ -155,7 +163,7 @@ def test_gpus_of_make_study_reach_torchrun(tmp_path, gpus, started):
     command = ["-m", "snakemake", "--dry-run", "--printshellcmds", "--cores", "8", "--nolock", "--config"]
     done = run(*command, "profile=tiny", f"gpus={gpus}", folder=tmp_path, ranks=1)
     assert done.returncode == 0, done.stderr
-    commands = re.findall(r"exec (.*) -m lib.run_notebook", done.stdout + done.stderr)
+    commands = re.findall(r"exec (.*) -m lib.study.run_notebook", done.stdout + done.stderr)
     assert commands
     assert all(("torch.distributed.run --standalone --nproc-per-node 4" in line) == started for line in commands)
     assert all(line.startswith("env OMP_NUM_THREADS=2 ") == started for line in commands)

@@ -13,13 +13,14 @@ import pandas as pd
 import torch
 from test_methods import World
 
-from lib import methods, ranks
-from lib.adaptation import adapt
-from lib.device import Runtime
-from lib.protocol import Protocol
-from lib.sharding import Shard
-from lib.store import SharedCheckpoint
-from lib.together import SharedObjective
+from lib.adaptation.loop import adapt
+from lib.adaptation.protocol import Protocol
+from lib.adaptation.together import SharedObjective
+from lib.concrete.sharding import Shard
+from lib.runtime import ranks
+from lib.runtime.checkpoint import SharedCheckpoint
+from lib.runtime.device import Runtime
+from lib.study.study import recipes as methods
 
 TASKS = ("three", "one")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
-from lib.profiles import get_profile
-from lib.study import ROOT
+from lib.study.profiles import get_profile
+from lib.study.study import ROOT
 
 FIRST, SECOND = "00_pretraining", "01_fine_tuning"
 TABLES = {FIRST: ("pretraining", "probe"), SECOND: ("learning_curves", "cross_evaluation")}

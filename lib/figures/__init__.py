@@ -50,8 +50,9 @@ from lib.figures.merging import (
 )
 from lib.figures.protocol import hypergradient, protocol
 from lib.figures.real import real_images, weak_experts
-from lib.store import atomic_path, load_table
-from lib.study import ROOT, all_seeds
+from lib.runtime.disk import atomic_path
+from lib.study.study import ROOT, all_seeds
+from lib.study.tables import load_table
 
 Table = pd.DataFrame
 

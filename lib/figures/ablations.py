@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.plotting import band, in_order, method_colours, new_figure, percent_axis, seed_count
+from lib.figures.plotting import band, in_order, method_colours, new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
 PAPER_TEMPERATURE = 0.5

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lib.plotting import band, in_order, method_colours, method_rows, new_figure, percent_axis, seed_count
+from lib.figures.plotting import band, in_order, method_colours, method_rows, new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
 

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.plotting import new_figure
+from lib.figures.plotting import new_figure
 
 Table = pd.DataFrame
 

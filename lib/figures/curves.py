@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from lib.plotting import band, method_colours, new_figure, percent_axis
+from lib.figures.plotting import band, method_colours, new_figure, percent_axis
 
 Table = pd.DataFrame
 

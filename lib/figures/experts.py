@@ -8,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib.plotting import clean, heat_map, new_figure, percent_axis
+from lib.figures.plotting import clean, heat_map, new_figure, percent_axis
 
 Table = pd.DataFrame
 

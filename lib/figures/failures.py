@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.plotting import new_figure, percent_axis
+from lib.figures.plotting import new_figure, percent_axis
 
 Table = pd.DataFrame
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.plotting import clean, in_order, method_colours, method_rows, new_figure, percent_axis, spread
+from lib.figures.plotting import clean, in_order, method_colours, method_rows, new_figure, percent_axis, spread
 
 Table = pd.DataFrame
 

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.plotting import band, clean, new_figure, percent_axis, seed_count
+from lib.figures.plotting import band, clean, new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
 

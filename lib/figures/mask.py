@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.plotting import band, clean, new_figure, percent_axis
+from lib.figures.plotting import band, clean, new_figure, percent_axis
 
 Table = pd.DataFrame
 

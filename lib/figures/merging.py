@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.figures.curves import colours_of
-from lib.lineages import one_lineage
-from lib.plotting import ORDER, heat_map, method_colours, method_rows, new_figure, percent_axis, seed_count
+from lib.figures.plotting import ORDER, heat_map, method_colours, method_rows, new_figure, percent_axis, seed_count
+from lib.files.lineages import one_lineage
 
 Table = pd.DataFrame
 

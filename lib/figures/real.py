@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from lib.figures.failures import GAIN, NAMES, gains
 from lib.figures.merging import results
-from lib.plotting import new_figure, percent_axis, seed_count
+from lib.figures.plotting import new_figure, percent_axis, seed_count
 
 Table = pd.DataFrame
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lib.fusion.methods import fusion_method
-from lib.layout import Layout
-from lib.rng import generator
+from lib.runtime.rng import generator
+from lib.vectors.layout import Layout
 
 
 @fusion_method("Weight averaging", "Wortsman et al., 2022", "https://arxiv.org/abs/2203.05482")

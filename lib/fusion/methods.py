@@ -8,8 +8,8 @@ from functools import wraps
 
 from torch import Tensor
 
-from lib.layout import Layout
-from lib.task_vectors import check_task_vectors
+from lib.vectors.layout import Layout
+from lib.vectors.task_vectors import check_task_vectors
 
 
 @dataclass(frozen=True)

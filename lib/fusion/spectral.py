@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lib.fusion.methods import fusion_method
-from lib.layout import Layout
+from lib.vectors.layout import Layout
 
 
 def _layer_by_layer(task_vectors: Tensor, layout: Layout, merge: Callable[[Tensor], Tensor]) -> Tensor:

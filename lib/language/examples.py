@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as parquet
 
+from lib.files.sets import Contents, DataError, Source, download, readable
+from lib.files.splits import choose_rows
 from lib.language.registry import TextTask
-from lib.sources import Contents, DataError, Source, download, readable
-from lib.splits import choose_rows
-from lib.tasks import SPLITS
+from lib.vision.tasks import SPLITS
 
 HUB = "nyu-mll/glue"
 
@@ -159,7 +159,7 @@ def load_examples(
 
 
 def _drawn(task: TextTask, split: str, sizes: Mapping[str, int], seed: int) -> list[dict]:
-    from lib.language.drawn import draw  # here, not above: real text needs no drawing
+    from worlds.text.drawn import draw  # here, not above: real text needs no drawing
 
     if not sizes.get(split):
         raise DataError(f"{task.name}: sizes names no number of texts to draw for split '{split}'")

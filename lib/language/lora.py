@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import load_peft_weights
 from torch import Tensor, nn
 
-from lib.rng import seed_of
+from lib.runtime.rng import seed_of
 
 PREFIX, NAME = "base_model.model.", "default"  # what peft puts around the names of layers, and the adapter's name
 

@@ -1,17 +1,17 @@
-"""What test-time adaptation minimises on unlabelled texts: the entropy of the first decoded token."""
+"""What is minimised on texts: cross-entropy while an expert is trained; of the first token, while adapting."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from lib.device import Runtime
-from lib.flat_model import FlatModel
-from lib.language.tokens import PADDING
-from lib.objectives import PredictionObjective
-from lib.store import digest
+from lib.adaptation.objectives import PredictionObjective
+from lib.language.tokens import PADDING, Tokens
+from lib.runtime.device import Runtime
+from lib.runtime.rng import batch_indices, seed_of
+from lib.vectors.flat_model import FlatModel
 
 
 def model_inputs(rows: Tensor, device: str) -> dict[str, Tensor]:
@@ -77,6 +77,25 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
         logits = first_token_logits(module, inputs, self.runtime)
         return logits.split([len(own) for own in rows.values()])
 
-    def fingerprint(self) -> dict[str, str]:
-        """Hash of the prompts."""
-        return {"prompts": digest(*self.prompts)}
+
+def token_loss(
+    train: Tokens, runtime: Runtime, *, task: str, batch: int, seed: int
+) -> Callable[[nn.Module, int], Tensor]:
+    """Cross-entropy of the targets' tokens, on the batch of a step.
+
+    Args:
+        train: training prompts and targets.
+        runtime: device and precision.
+        task: names the order of the batches and the dropout.
+        batch: examples per step.
+        seed: likewise.
+    """
+
+    def loss_at(module: nn.Module, step: int) -> Tensor:
+        rows = batch_indices(len(train.inputs), batch, step, "fine-tuning", task, seed)
+        inputs = model_inputs(train.inputs[rows], runtime.device)
+        with torch.random.fork_rng(), runtime.autocast():
+            torch.manual_seed(seed_of("dropout", task, seed, step))  # so that a continued run drops the same
+            return module(**inputs, labels=train.targets[rows].long().to(runtime.device)).loss.float()
+
+    return loss_at

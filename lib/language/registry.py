@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lib.profiles import closest
+from lib.runtime.parameters import closest
 
 HIGHEST = 5.0  # similarity is graded from 0 to this
 

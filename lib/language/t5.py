@@ -15,7 +15,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-TINY_T5 = Path(__file__).resolve().parents[2] / "data" / "tiny_t5"
+from lib.runtime.disk import ROOT
+
+TINY_T5 = ROOT / "data" / "tiny_t5"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,10 @@ class T5:
 
     model: T5ForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
+
+    def determines(self) -> dict[str, object]:
+        """For keys: the model and what its tokenizer makes of texts."""
+        return {"model": self.model, "words": self.tokenizer.get_vocab()}
 
 
 @contextmanager
@@ -58,7 +64,7 @@ def load_t5(source: str = "") -> T5:
     is_path = not source or source.startswith((".", "/", "~")) or folder.exists()
     if is_path and not (folder / "config.json").is_file():
         there = "name one with config.json, model.safetensors and a tokenizer"
-        mend = there if source else "run `python -m lib.language.pretraining`"
+        mend = there if source else "run `python -m worlds.training.tiny_t5`"
         raise FileNotFoundError(f"no T5 checkpoint in {folder}; {mend}")
     place = str(folder) if is_path else source
     with quiet():

@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from lib.language.examples import Examples
-from lib.store import atomic_path, key_of
+from lib.runtime.disk import atomic_path
+from lib.runtime.keys import key_of
 
 PADDING = 0  # of prompts: so `inputs != PADDING` is the attention mask
 IGNORED = -100  # padding of targets: what cross-entropy leaves out

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.layout import Layout
-from lib.models import load_clip
+from lib.vectors.layout import Layout
+from lib.vision.models import load_clip
 
 ERRORS: dict[tuple[str, str], float] = {}  # (method, peer) -> largest relative error seen, printed after the tests
 

@@ -25,15 +25,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from benchmarks.fusion_bench_loop import Tower, prepare
-from lib.adaptation import adapt
-from lib.concrete import rescale, sample_mask
-from lib.device import Runtime
-from lib.flat_model import FlatModel
-from lib.models import Preprocess, load_clip
-from lib.noise import uniform
-from lib.objectives import ImageObjective
-from lib.protocol import Protocol
-from lib.rng import seed_of
+from lib.adaptation.loop import adapt
+from lib.adaptation.protocol import Protocol
+from lib.concrete.mask import rescale, sample_mask
+from lib.concrete.noise import uniform
+from lib.runtime.device import Runtime
+from lib.runtime.rng import seed_of
+from lib.vectors.flat_model import FlatModel
+from lib.vision.models import Preprocess, load_clip
+from lib.vision.objective import ImageObjective
 
 STEPS, TASKS, BATCH, WIDTH, SEED = 10, 3, 4, 6, 5
 ADAMERGING = {"task": CLIPTaskWiseAdaMergingAlgorithm, "layer": CLIPLayerWiseAdaMergingAlgorithm}
@@ -294,7 +294,9 @@ def test_concrete_adamerging_on_the_shipped_clip(monkeypatch):
     assert_same(*name, found.logits, expected, 1e-10)
 
     _, rounded = peer_on(single)
-    monkeypatch.setattr("lib.objectives.entropy", lambda rows: torch.stack([entropy_loss(row[None]) for row in rows]))
+    monkeypatch.setattr(
+        "lib.adaptation.objectives.entropy", lambda rows: torch.stack([entropy_loss(row[None]) for row in rows])
+    )
     found = ours(single, watching := Watching(single, objective), **options)
     name = "tiny CLIP, Concrete", "FusionBench, float32"
     same_path(name, watching, peer, 1e-4)

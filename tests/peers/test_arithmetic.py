@@ -17,7 +17,7 @@ from fusion_bench.method.ties_merging.ties_merging import TiesMergingAlgorithm
 from peft.utils import merge_utils as peft
 
 from lib.fusion import dare, task_arithmetic, ties_merging, weight_averaging
-from lib.layout import Layout
+from lib.vectors.layout import Layout
 
 DENSITY, DROP_RATE = 0.2, 0.6
 

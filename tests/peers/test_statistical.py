@@ -16,12 +16,13 @@ from fusion_bench.method.regmean_plusplus.clip_regmean_plusplus import RegMeanAl
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib import statistics
-from lib.device import Runtime
-from lib.flat_model import FlatModel
+from lib.fusion import activations as statistics
 from lib.fusion import fisher_merging, regmean, regmean_plus_plus
-from lib.models import Preprocess
-from lib.statistics import diagonal_fisher, input_grams, layer_groups
+from lib.fusion.activations import layer_groups
+from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
+from lib.vision.activations import diagonal_fisher, input_grams
+from lib.vision.models import Preprocess
 
 RUNTIME, PREPROCESS = Runtime(), Preprocess((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 CLASSES, WIDTH, IMAGES = 3, 6, 12

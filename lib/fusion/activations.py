@@ -1,0 +1,128 @@
+"""Statistics of a task's images that data-dependent fusion needs: diagonal Fisher information and Gram matrices.
+
+All of it is computed at a point theta of R^D without moving the model there: `torch.func.functional_call` lends the
+module its parameters for one pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
+from lib.vectors.layout import Layout
+
+BLOCK = re.compile(r"(.*\b(?:blocks|resblocks|layers)\.\d+)\.")  # timm, open_clip and Hugging Face blocks
+
+Call = tuple[tuple, Mapping[str, object]]  # positional and keyword arguments
+Reader = Callable[[nn.Module, Mapping[str, Tensor]], Tensor | None]
+
+
+@torch.no_grad()
+def read_grams(
+    model: FlatModel, theta: Tensor, calls: Iterable[Call], runtime: Runtime, *, layers: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """What `input_grams` returns, of any model.
+
+    Args:
+        model: what is called; it is not moved.
+        theta: parameters to run it with [D].
+        calls: positional and keyword arguments of its forward passes.
+        runtime: device and precision.
+        layers: parameter names to read; by default all that can be read.
+    """
+    known = readers(model.module.eval())
+    wanted = {name: known[name] for name in (layers or known) if name in known}
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(wanted, 0)
+    pending: set[str] = set()
+
+    def hook(name: str, read: Reader) -> Callable:
+        def before(part: nn.Module, arguments: tuple, named: dict) -> None:
+            inputs = read(part, dict(zip(("query", "key", "value"), arguments, strict=False)) | named)
+            if inputs is not None:
+                rows = inputs.flatten(0, -2)
+                rows = (rows.cpu() if rows.is_mps else rows).double()  # Apple GPUs know no float64
+                sums[name] = sums.get(name, 0) + rows.T @ rows
+                counts[name] += len(rows)
+            pending.discard(name)
+            if not pending:
+                raise _AllRead
+
+        return before
+
+    parameters = model.layout.views(theta)
+    handles = [
+        part.register_forward_pre_hook(hook(name, read), with_kwargs=True) for name, (part, read) in wanted.items()
+    ]
+    try:
+        for arguments, named in calls if wanted else ():
+            pending.update(wanted)
+            with suppress(_AllRead), runtime.autocast():
+                functional_call(model.module, parameters, arguments, dict(named))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (total / counts[name]).to("cpu", theta.dtype) for name, total in sums.items()}
+
+
+class _AllRead(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+def readers(module: nn.Module) -> dict[str, tuple[nn.Module, Reader]]:
+    """Which parameters multiply an input that can be read: name -> the module that is called, how to read it.
+
+    `nn.MultiheadAttention` uses its weights without calling a module, so a hook on `out_proj` would never fire. In
+    self-attention without a mask, as in image encoders, both inputs follow from its own: `in_proj_weight` reads the
+    tokens, `out_proj.weight` the attention's result, which is computed a second time. Otherwise they have no Gram
+    matrix, and RegMean averages them.
+    """
+    found: dict[str, tuple[nn.Module, Reader]] = {}
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        if isinstance(part, nn.MultiheadAttention):
+            found[f"{prefix}in_proj_weight"] = part, _tokens
+            found[f"{prefix}out_proj.weight"] = part, _attended
+        elif isinstance(part, nn.Linear) and not isinstance(part, NonDynamicallyQuantizableLinear):
+            found[f"{prefix}weight"] = part, lambda _, inputs: next(iter(inputs.values()))
+    return found
+
+
+def _tokens(part: nn.MultiheadAttention, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    same = inputs["key"] is inputs["query"] and inputs["value"] is inputs["query"]
+    return inputs["query"] if same and part.in_proj_weight is not None else None
+
+
+def _attended(part: nn.MultiheadAttention, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    tokens = _tokens(part, inputs)
+    masked = inputs.get("attn_mask") is not None or inputs.get("key_padding_mask") is not None
+    if tokens is None or masked or part.bias_k is not None or part.add_zero_attn:
+        return None
+    tokens = tokens if part.batch_first else tokens.transpose(0, 1)
+    projected = linear(tokens, part.in_proj_weight, part.in_proj_bias).unflatten(-1, (3, part.num_heads, -1))
+    query, key, value = projected.permute(2, 0, 3, 1, 4)  # each [N, heads, tokens, width / heads]
+    return scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def layer_groups(model: FlatModel) -> tuple[tuple[str, ...], ...]:
+    """The groups of RegMean++: each block's parameters, and each readable layer outside of blocks by itself.
+
+    The order is the layout's, which is the order of the forward pass in models written as a sequence of blocks.
+    """
+    layout: Layout = model.layout
+    readable = readers(model.module)
+    groups: dict[str, list[str]] = {}
+    for name in layout.names:
+        block = BLOCK.match(name)
+        if block or name in readable:
+            groups.setdefault(block[1] if block else name, []).append(name)
+    return tuple(tuple(group) for group in groups.values())

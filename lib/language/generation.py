@@ -1,0 +1,111 @@
+"""Answers of a sequence-to-sequence model, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lib.language.objective import model_inputs
+from lib.language.registry import TextTask
+from lib.language.scoring import score
+from lib.language.t5 import T5
+from lib.language.tokens import IGNORED
+from lib.runtime.device import Runtime
+
+
+def in_batches(rows: Tensor, size: int, read: Callable[[Tensor], list]) -> list:
+    """`read(numbers of rows)` batch by batch, similar lengths together; results in the order of the rows.
+
+    Args:
+        rows: int32 [N, L], padded with 0.
+        size: rows per batch.
+        read: takes int64 [B], returns B results.
+    """
+    order = (rows != 0).sum(1).argsort(stable=True)
+    results = [result for batch in order.split(size) for result in read(batch)]
+    return [result for _, result in sorted(zip(order.tolist(), results, strict=True), key=lambda pair: pair[0])]
+
+
+@torch.no_grad()
+def generate(module: nn.Module, t5: T5, prompts: Tensor, runtime: Runtime, length: int, batch: int = 128) -> list[str]:
+    """The model's answers by greedy decoding.
+
+    Args:
+        module: T5, with or without an adapter.
+        t5: holds the tokenizer.
+        prompts: int32 [N, L].
+        runtime: device and precision.
+        length: tokens of an answer at most; longer answers are cut.
+        batch: prompts at a time.
+    """
+
+    def answer(rows: Tensor) -> list[str]:
+        with runtime.autocast():
+            found = module.generate(
+                **model_inputs(prompts[rows], runtime.device), max_new_tokens=length, do_sample=False, num_beams=1
+            )
+        return t5.tokenizer.batch_decode(found, skip_special_tokens=True)
+
+    return in_batches(prompts, batch, answer)
+
+
+@torch.no_grad()
+def respond(
+    module: nn.Module, t5: T5, prompts: Tensor, targets: Tensor, runtime: Runtime, length: int, batch: int = 128
+) -> tuple[list[str], float]:
+    """The answers as in `generate`, and how far the model was from the targets; prompts are read once for both.
+
+    Args:
+        module: T5, with or without an adapter.
+        t5: holds the tokenizer.
+        prompts: int32 [N, L].
+        targets: int32 [N, M], padded with -100.
+        runtime: device and precision.
+        length: tokens of an answer at most; longer answers are cut.
+        batch: prompts at a time.
+
+    Returns:
+        N answers, and the mean cross-entropy (nats) of the targets' tokens: of each target the mean over its own,
+        then over targets.
+    """
+
+    def answer(rows: Tensor) -> list[tuple[str, float]]:
+        inputs, labels = model_inputs(prompts[rows], runtime.device), targets[rows].long().to(runtime.device)
+        with runtime.autocast():
+            read = {"encoder_outputs": module.get_encoder()(**inputs), "attention_mask": inputs["attention_mask"]}
+            found = module.generate(**read, max_new_tokens=length, do_sample=False, num_beams=1)
+            logits = module(**read, labels=labels).logits.float()
+        each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
+        losses = each.sum(1) / (labels != IGNORED).sum(1)
+        return list(zip(t5.tokenizer.batch_decode(found, skip_special_tokens=True), losses.tolist(), strict=True))
+
+    answers, losses = zip(*in_batches(prompts, batch, answer), strict=True)
+    return list(answers), sum(losses) / len(losses)
+
+
+def answer_accuracy(
+    task: TextTask, t5: T5, prompts: Tensor, targets: Sequence[str], runtime: Runtime
+) -> Callable[[nn.Module], float]:
+    """What scores the answers of a model on the way, for its learning curve.
+
+    Args:
+        task: says how answers are scored.
+        t5: holds the tokenizer.
+        prompts: int32 [N, L].
+        targets: N answers that would be right.
+        runtime: device and precision.
+    """
+
+    def accuracy(module: nn.Module) -> float:
+        answers = generate(module, t5, prompts, runtime, answer_length(task, t5))
+        return score(task, answers, targets)["accuracy"]
+
+    return accuracy
+
+
+def answer_length(task: TextTask, t5: T5) -> int:
+    """Tokens that the longest answer to a task takes, its end included."""
+    targets = t5.tokenizer(list(task.words) or ["0.0", "5.0"]).input_ids
+    return max(map(len, targets))

@@ -1,0 +1,66 @@
+"""The state of a loop that may be killed, and from which it continues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lib.runtime import ranks
+from lib.runtime.disk import atomic_path
+
+
+class Checkpoint:
+    """The state of an unfinished loop: saved now and then, atomically, and loaded without running any code."""
+
+    device: str | None = None  # where tensors are loaded to; None for where they were saved
+
+    def __init__(self, path: Path | None, every: float = 10.0) -> None:
+        self.path, self.every, self._last = path, every, time.monotonic()
+
+    def load(self) -> dict | None:
+        """The saved state, or None when there is none (or it was cut off while being written by the machine)."""
+        if self.path is None or not self.path.is_file():
+            return None
+        try:
+            return torch.load(self.path, weights_only=True, map_location=self.device)
+        except Exception as error:
+            raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
+
+    def save(self, state: Callable[[], dict], force: bool = False) -> None:
+        """Save `state()` when more than `every` seconds passed since the last time, or at once with `force`."""
+        if self.path is None or not self._due(force):
+            return
+        whole = state()
+        self._write(whole)
+        self._last = time.monotonic()
+
+    def _due(self, force: bool) -> bool:
+        return force or time.monotonic() - self._last >= self.every
+
+    def _write(self, state: dict) -> None:
+        with atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+
+
+class SharedCheckpoint(Checkpoint):
+    """The checkpoint of a loop that several processes run together: one file, written by the first process.
+
+    They all save in the same step, that which the first one's clock says, so `state` may send messages. What it gives
+    is the state of the whole, the same as of one process, and any number of processes can continue from it.
+    """
+
+    device = "cpu"
+
+    def load(self) -> dict | None:
+        """As one process does; whether there is a file is seen by the first."""
+        return super().load() if ranks.of_first(self.path.is_file()) else None
+
+    def _due(self, force: bool) -> bool:
+        return ranks.of_first(super()._due(force))
+
+    def _write(self, state: dict) -> None:
+        if ranks.number() == 0:
+            super()._write(state)

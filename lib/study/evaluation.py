@@ -1,0 +1,228 @@
+"""Scores as tidy tables: one row per method, task and split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
+from torch import Tensor
+
+from lib.files.lineages import one_lineage, tagged
+from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
+from lib.vision.features import image_features
+from lib.vision.models import Preprocess
+from lib.vision.scoring import score
+
+COLUMNS = ("method", "task", "split", "seed", "accuracy", "loss", "n")
+# The saved tables that hold the methods' scores, and the beginnings of the names of methods that learn something at
+# test time, so that their scores depend on the budget.
+TABLES = ("cross_evaluation", "fusion", "concrete_task_arithmetic", "adaptation", "concrete_adamerging")
+ADAPTIVE = ("Concrete", "AdaMerging")
+
+
+def evaluate(
+    theta: Tensor,
+    model: FlatModel,
+    heads: Mapping[str, Tensor],
+    splits: Mapping[str, tuple[Tensor, Tensor]],
+    preprocess: Preprocess,
+    runtime: Runtime,
+    *,
+    method: str,
+    split: str,
+    seed: int,
+) -> pd.DataFrame:
+    """Score one point of R^D on every task.
+
+    Args:
+        theta: parameters of the image encoder [D].
+        model: the encoder.
+        heads: task -> head [C, width].
+        splits: task -> (uint8 images [N, 3, H, W], int64 labels [N]).
+        preprocess: pixels to input.
+        runtime: device and precision.
+        method: value of the column of that name.
+        split: likewise.
+        seed: likewise.
+
+    Returns:
+        A row per task with the columns `COLUMNS`; accuracy in 0..1, loss in nats.
+    """
+    encoder = model.move_to(theta)
+    rows = []
+    for task, (images, labels) in splits.items():
+        features = image_features(encoder, images, preprocess, runtime)
+        scores = score(features, heads[task], labels)
+        rows.append({"method": method, "task": task, "split": split, "seed": seed, **scores})
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def methods_by_tasks(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Percentages, one row per method (in order of appearance), one column per task and their mean, one decimal.
+
+    Raises:
+        ValueError: as everything below that compares methods, if the table mixes experts of several lineages.
+    """
+    one_lineage(table)
+    chosen = table[table["split"] == split]
+    wide = chosen.pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
+    return wide.assign(mean=wide.mean(axis=1)).round(1)
+
+
+def gather(tables: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
+    """Put the tables of several seeds into one, with the methods named as in the results.
+
+    Args:
+        tables: seed -> name of a saved table -> the table: `TABLES`; those that are not there are left out.
+
+    Returns:
+        Rows (method, task, split, seed, accuracy, loss, n); of a method in two tables the first one's, and no row of
+        what is no method of its own: the experts on other tasks, and controls. If the experts are published ones, also
+        the column `lineage`.
+
+    Raises:
+        ValueError: if the tables are of experts of several lineages.
+    """
+    lineage = one_lineage(*(table for by_name in tables.values() for table in by_name.values()))
+    parts = []
+    for by_name in tables.values():
+        cross = by_name[TABLES[0]]
+        rows = cross[cross["method"] == "pre-trained"].assign(method="Zero-shot")
+        for name in TABLES[1:]:
+            table = by_name.get(name, cross[:0])
+            known = table["method"].isin(rows["method"]) | table["method"].str.endswith("(control)")
+            rows = pd.concat([rows, table[~known]])
+        parts += [rows, cross[cross["method"] == cross["task"]].assign(method="Experts")]
+    return tagged(pd.concat(parts, ignore_index=True)[list(COLUMNS)], lineage)
+
+
+def main_table(results: pd.DataFrame) -> pd.DataFrame:
+    """Methods by tasks: held-out percentages averaged over seeds, with three summary columns.
+
+    Returns:
+        One row per method in order of appearance; a column per task, `mean` over tasks, `std` of that mean over seeds
+        (NaN with one seed), and `adapted on`, the mean on the adaptation split.
+    """
+    wide = methods_by_tasks(results)
+    by_seed = results[results["split"] == "test"].groupby(["method", "seed"])["accuracy"].mean() * 100
+    seen = results[results["split"] == "adaptation"].groupby("method")["accuracy"].mean() * 100
+    return wide.assign(std=by_seed.groupby("method").std().round(2), **{"adapted on": seen.round(1)})
+
+
+def plus_minus(groups: DataFrameGroupBy) -> pd.DataFrame:
+    """Every group of percentages as text, "mean ± std" with one decimal; the mean alone where a group is one row."""
+    spread = groups.std().map(lambda std: "" if pd.isna(std) else f" ± {std:.1f}")
+    return groups.mean().map("{:.1f}".format) + spread
+
+
+def with_spread(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
+    """Methods by tasks and their mean as text, "mean ± std" in percent over seeds (with one seed the number alone)."""
+    one_lineage(results)
+    by_task = results[results["split"] == split].groupby(["method", "task", "seed"], sort=False)["accuracy"].mean()
+    wide = 100 * by_task.unstack("task")[list(results["task"].unique())]
+    return plus_minus(wide.assign(mean=wide.mean(axis=1)).groupby("method", sort=False))
+
+
+def kept(results: pd.DataFrame) -> pd.DataFrame:
+    """Percent of the experts' mean held-out accuracy that each method keeps: mean and std over seeds."""
+    shares = _by_seed(results)
+    shares = 100 * shares / shares.loc["Experts"]
+    return pd.DataFrame({"mean": shares.mean(axis=1), "std": shares.std(axis=1)}).round(1)
+
+
+def _by_seed(results: pd.DataFrame) -> pd.DataFrame:
+    """Mean held-out accuracy over tasks in percent: methods (in order of appearance) by seeds."""
+    one_lineage(results)
+    held_out = results[results["split"] == "test"]
+    return 100 * held_out.groupby(["method", "seed"], sort=False)["accuracy"].mean().unstack("seed").sort_index(axis=1)
+
+
+def paired_difference(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Difference of two methods' mean held-out accuracy within each seed, in points: mean, std, number of seeds.
+
+    Raises:
+        ValueError: naming a method that has no scores.
+    """
+    by_seed, rows = _by_seed(results), {}
+    for better, base in pairs:
+        if missing := [method for method in (better, base) if method not in by_seed.index]:
+            raise ValueError(f"no scores of method '{missing[0]}'; there are those of {', '.join(by_seed.index)}")
+        difference = (by_seed.loc[better] - by_seed.loc[base]).dropna()
+        rows[f"{better} - {base}"] = {
+            "mean difference": difference.mean(),
+            "std over seeds": difference.std(),
+            "seeds": len(difference),
+        }
+    return pd.DataFrame(rows).T.round(2).astype({"seeds": int})
+
+
+def ordering(results: pd.DataFrame, chain: Sequence[str]) -> pd.DataFrame:
+    """Check an ordering of methods pair by pair, each pair within seeds.
+
+    Args:
+        results: rows (method, task, split, seed, accuracy) of all seeds.
+        chain: methods from the one that is said to be the weakest to the strongest.
+
+    Returns:
+        A row per neighbouring pair: claim, mean difference and std over seeds in points, number of seeds, and a
+        verdict. "holds": the mean difference is above its standard deviation over seeds; "against the paper": it is
+        below minus that; "within noise": neither; "unknown": fewer than two seeds, so there is no spread.
+
+    Raises:
+        ValueError: naming a method that has no scores.
+    """
+    pairs = list(zip(chain[1:], chain, strict=False))
+    table = paired_difference(results, pairs)
+    table.insert(0, "claim", [f"{base} < {better}" for better, base in pairs])
+    return table.assign(verdict=[_verdict(*row) for row in table.iloc[:, 1:3].to_numpy()]).reset_index(drop=True)
+
+
+def _verdict(difference: float, spread: float) -> str:
+    if pd.isna(spread):
+        return "unknown"
+    if abs(difference) <= spread:
+        return "within noise"
+    return "holds" if difference > 0 else "against the paper"
+
+
+def compare_with_full(
+    live: pd.DataFrame, full: pd.DataFrame, *, exact: float = 0.5, adapted: float = 4.0
+) -> pd.DataFrame:
+    """Compare one seed of a short run with the full run, method by method, on mean held-out accuracy.
+
+    What is not learned at test time does not depend on the budget, so it must agree with the *same seed* of the full
+    run. What is learned had fewer steps, so it must come near the *mean* of the full run. A seed that the full run
+    does not have has experts of its own: all its methods are held against the mean.
+
+    Args:
+        live: rows (method, task, split, seed, accuracy) of one seed.
+        full: the same of all seeds of the full run.
+        exact: tolerance in points against the same seed.
+        adapted: tolerance in points against the mean.
+
+    Returns:
+        A row per method of both runs: live and full accuracy in percent, std of the full run over seeds, difference,
+        against what ("same seed" or "mean"), tolerance, and whether it is within.
+
+    Raises:
+        ValueError: if `live` holds more than one seed, or the runs are on experts of different lineages.
+    """
+    one_lineage(live, full)
+    here, there = _by_seed(live), _by_seed(full)
+    if here.shape[1] != 1:
+        raise ValueError(f"the live run must be one seed, its table has seeds {', '.join(map(str, here.columns))}")
+    seed, rows = here.columns[0], {}
+    for method in (name for name in here.index if name in there.index):
+        same = seed in there.columns and not method.startswith(ADAPTIVE)
+        scores = {"live": here.loc[method, seed], "full": there.loc[method].mean(), "std": there.loc[method].std()}
+        difference = scores["live"] - (there.loc[method, seed] if same else scores["full"])
+        limit = exact if same else adapted
+        rows[method] = scores | {
+            "difference": difference,
+            "against": "same seed" if same else "mean",
+            "tolerance": limit,
+            "within": abs(difference) <= limit,
+        }
+    return pd.DataFrame(rows).T.infer_objects().round({"live": 1, "full": 1, "std": 2, "difference": 2})

@@ -1,0 +1,248 @@
+"""The workspace of a study of text-to-text tasks by T5 with LoRA adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lib.language.activations import diagonal_fisher, prompt_grams
+from lib.language.examples import Examples, load_examples
+from lib.language.generation import answer_accuracy, answer_length, respond
+from lib.language.lora import attach, load_adapter, save_adapter, sharing_copy, weight_change
+from lib.language.objective import TokenObjective, token_loss
+from lib.language.registry import TextTask, text_task
+from lib.language.scoring import score
+from lib.language.t5 import T5, load_t5
+from lib.language.tokens import Tokens, tokenise
+from lib.runtime.keys import digest
+from lib.runtime.rng import batch_indices
+from lib.study.evaluation import COLUMNS
+from lib.study.setting import Setting
+from lib.study.workspace import Workspace
+from lib.vectors.fine_tuning import Expert, fine_tune
+from lib.vectors.flat_model import FlatModel
+
+Table = pd.DataFrame
+GRADES = 6  # a graded task's answers begin with one of the digits 0 to 5
+
+
+@dataclass
+class LanguageWorkspace(Workspace):
+    """The parts of a study of text-to-text tasks.
+
+    What is merged is, as the profile says, the adapted weights of T5 or the parameters of its adapters; see
+    `lib.language.lora`.
+    """
+
+    _examples: dict[tuple[str, str], Examples] = field(default_factory=dict, repr=False)
+    _tokens: dict[tuple[str, str], Tokens] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def t5(self) -> T5:
+        """The pre-trained model and its tokenizer."""
+        return load_t5(self.study.profile.model)
+
+    @cached_property
+    def adapted(self) -> PeftModel:
+        """The model with a fresh adapter, which is what experts are trained from."""
+        profile = self.study.profile
+        return attach(
+            self.t5.model,
+            targets=profile.lora_targets.split(),
+            dropout=profile.lora_dropout,
+            seed=self.study.seed,
+            **self.lora,
+        )
+
+    @property
+    def lora(self) -> dict[str, int]:
+        """Rank and alpha."""
+        return {"rank": self.study.profile.lora_rank, "alpha": self.study.profile.lora_alpha}
+
+    @cached_property
+    def _adapter(self) -> tuple[FlatModel, Tensor]:
+        names = [name for name, parameter in self.adapted.named_parameters() if parameter.requires_grad]
+        model = FlatModel(self.adapted, self.study.runtime.device, names=names)
+        return model, model.initial()  # read at once, before anything moves the model
+
+    @cached_property
+    def _weights(self) -> tuple[FlatModel, Tensor]:
+        names = weight_change(self.adapter_model.layout.views(self.adapter0), **self.lora)
+        module = sharing_copy(self.t5.model, names)
+        for name in names:
+            module.get_parameter(name).requires_grad_()
+        model = FlatModel(module, self.study.runtime.device, names=list(names))
+        return model, model.initial()
+
+    @property
+    def adapter_model(self) -> FlatModel:
+        """The adapters' parameters as a point of a space of their own: where experts are trained."""
+        return self._adapter[0]
+
+    @property
+    def adapter0(self) -> Tensor:
+        """The fresh adapter that all experts start from."""
+        return self._adapter[1]
+
+    @property
+    def theta0(self) -> Tensor:
+        """Pre-trained parameters of what is merged [D]; of adapters, the fresh one."""
+        return self.adapter0 if self.study.profile.task_vector == "adapter" else self._weights[1]
+
+    @property
+    def model(self) -> FlatModel:
+        """What is merged, as the profile's `task_vector` says: adapted weights, or the adapters' parameters."""
+        return self.adapter_model if self.study.profile.task_vector == "adapter" else self._weights[0]
+
+    @cached_property
+    def tasks(self) -> dict[str, TextTask]:
+        """The profile's tasks by name, in its order."""
+        return {name: text_task(name) for name in self.study.profile.task_names}
+
+    def examples(self, split: str, task: str) -> Examples:
+        """Prompts and targets of a split of a task."""
+        if (split, task) not in self._examples:
+            sizes, root = self.study.profile.sizes, self.study.data_root
+            self._examples[split, task] = load_examples(self.tasks[task], split, sizes=sizes, data_root=root)
+        return self._examples[split, task]
+
+    def tokens(self, split: str, task: str) -> Tokens:
+        """The same as token numbers."""
+        if (split, task) not in self._tokens:
+            length, cache = self.study.profile.max_length, self.study.cache
+            examples = self.examples(split, task)
+            self._tokens[split, task] = tokenise(examples, self.t5.tokenizer, max_length=length, cache=cache)
+        return self._tokens[split, task]
+
+    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """The prompts of a split of a task, int32 [N, L].
+
+        Raises:
+            ValueError: if a corruption is asked for: there are none of texts.
+        """
+        if corruption:
+            raise ValueError(f"corruption '{corruption}' is one of images; texts have none")
+        return self.tokens(split, task).inputs
+
+    def objective(self, setting: Setting | None = None) -> TokenObjective:
+        """What adaptation minimises in a setting, by default that of all tasks."""
+        setting = setting or self.setting()
+        classes = [len(self.tasks[name].words) or GRADES for name in setting.tasks]
+        given = self.model, list(setting.inputs.values()), classes, self.study.runtime
+        return TokenObjective(*given, **self._objective_options(setting))
+
+    def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
+        """What held-out scores of a point depend on beside the point, for keys."""
+        tokens = {name: digest(self.inputs("test", name, corruption)) for name in tasks}
+        targets = {name: self.examples("test", name).targets for name in tasks}
+        found = {"prompts": tokens, "targets": targets, "tasks": [self.tasks[name] for name in tasks]}
+        return found | {"limit": limit, "model": self.model, "runtime": self.study.runtime}
+
+    def training_loss(self, task: str) -> Callable[[nn.Module, int], Tensor]:
+        """Cross-entropy on training texts of a task, by step: see `lib.language.objective.token_loss`."""
+        batch, seed = self.study.profile.fine_tuning_batch, self.study.seed
+        return token_loss(self.tokens("train", task), self.study.runtime, task=task, batch=batch, seed=seed)
+
+    def validation_accuracy(self, task: str) -> Callable[[nn.Module], float]:
+        """Score of the answers to validation texts of a task."""
+        prompts, targets = self.inputs("validation", task), self.examples("validation", task).targets
+        return answer_accuracy(self.tasks[task], self.t5, prompts, targets, self.study.runtime)
+
+    def fine_tune(self, task: str) -> Expert:
+        """Train the adapter of a task in this process, or read what that gave."""
+        budget = self.study.profile
+        return self.study.remember(fine_tune)(
+            self.adapter_model, self.adapter0, self.training_loss(task), self.validation_accuracy(task),
+            task=task, steps=budget.fine_tuning_steps, learning_rate=budget.fine_tuning_rate, keep=budget.kept,
+        )  # fmt: skip
+
+    def expert(self, task: str) -> Expert:
+        """The expert of a task, an adapter: trained, or read from where the profile's `adapters` says."""
+        if not self.study.profile.adapters:
+            return super().expert(task)
+        tensors = load_adapter(self.study.profile.adapters.format(task=task), self.adapted)
+        return Expert(self.adapter_model.layout.flatten(tensors))
+
+    @cached_property
+    def adapters(self) -> dict[str, dict[str, Tensor]]:
+        """Every task's expert as an adapter: peft's names -> tensors."""
+        return {name: self.adapter_model.layout.views(self.expert(name).theta.cpu()) for name in self.tasks}
+
+    def save_adapter(self, task: str, folder: Path) -> Path:
+        """Write a task's expert as an ordinary peft adapter."""
+        return save_adapter(self.adapted, self.adapters[task], folder)
+
+    @cached_property
+    def experts(self) -> dict[str, dict[str, Tensor]]:
+        """Every task's expert as a state dict of what is merged."""
+        start = self.layout.views(self.theta0.cpu())
+        if self.study.profile.task_vector == "adapter":
+            return self.adapters
+        changes = {name: weight_change(adapter, **self.lora) for name, adapter in self.adapters.items()}
+        return {
+            name: {layer: start[layer] + part for layer, part in change.items()} for name, change in changes.items()
+        }
+
+    def evaluate(
+        self,
+        theta: Tensor,
+        method: str,
+        *splits: str,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+        limit: int | None = None,
+    ) -> Table:
+        """Let the model at a point of R^D answer, and score the answers.
+
+        Args:
+            theta: what is merged [D].
+            method: value of that column.
+            splits: which splits; by default the held-out "test".
+            tasks: which tasks; by default all.
+            corruption: must be "": there are none of texts.
+            limit: at most so many examples per task.
+
+        Returns:
+            Rows (method, task, split, seed, accuracy, loss, n, invalid): accuracy of a graded task is Spearman's rho;
+            loss is the mean cross-entropy of the target's tokens in nats; invalid the share of answers that are none
+            of the task's label words (or no number).
+        """
+        module, rows = self.model.move_to(theta.to(self.study.runtime.device)).eval(), []
+        for split in splits or ("test",):
+            for name in tasks or self.tasks:
+                prompts, targets = self.inputs(split, name, corruption)[:limit], self.examples(split, name).targets
+                wanted, length = self.tokens(split, name).targets[:limit], answer_length(self.tasks[name], self.t5)
+                answers, loss = respond(module, self.t5, prompts, wanted, self.study.runtime, length)
+                scores = score(self.tasks[name], answers, targets[: len(prompts)]) | {"loss": loss}
+                rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
+        return pd.DataFrame(rows)[[*COLUMNS, "invalid"]]
+
+    def sample(self, task: str, texts: int) -> Tensor:
+        """Some training prompts of a task, those that statistics are taken on: int32 [N, L]."""
+        prompts = self.inputs("train", task)
+        return prompts[batch_indices(len(prompts), texts, 0, "statistics", task, self.study.seed)]
+
+    def fisher(self, *, texts: int = 64, signs: int = 1) -> Tensor:
+        """Diagonal Fisher information of every expert on its training prompts [T, D]: see `diagonal_fisher`."""
+        options = {"signs": signs, "seed": self.study.seed}
+        points = zip(self.tasks, self.task_vectors, strict=True)
+        compute = self.study.remember(diagonal_fisher)
+        found = [
+            compute(self.model, self.theta0 + vector, self.sample(name, texts), **options) for name, vector in points
+        ]
+        return torch.stack(found).to(self.theta0)
+
+    def grams(self, *, texts: int = 256) -> dict[str, Tensor]:
+        """Gram matrices of what every merged layer reads under every expert, layer name -> [T, in, in]."""
+        found, options = [], {"layers": self.layout.names}
+        for task, vector in zip(self.tasks, self.task_vectors, strict=True):
+            given = self.model, self.theta0 + vector, self.sample(task, texts), self.study.runtime
+            found.append(self.study.remember(prompt_grams)(*given, **options))
+        return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}

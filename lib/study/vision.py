@@ -1,0 +1,327 @@
+"""What the notebooks on vision share once a study is open: the backbone, its tasks, heads, experts, scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lib.files.experts import check_activation, load_published
+from lib.fusion.activations import layer_groups
+from lib.runtime.keys import digest
+from lib.runtime.rng import batch_indices, seed_of
+from lib.study.evaluation import evaluate
+from lib.study.setting import Setting
+from lib.study.workspace import OnDemand, Table, Workspace
+from lib.vectors import batch_norm
+from lib.vectors.fine_tuning import Expert, fine_tune
+from lib.vectors.flat_model import FlatModel
+from lib.vision.activations import diagonal_fisher, input_grams
+from lib.vision.backbones import load_backbone
+from lib.vision.corruptions import corrupt
+from lib.vision.heads import feature_head, text_head
+from lib.vision.models import Backbone, Clip, on_device
+from lib.vision.objective import ImageObjective, image_accuracy, image_loss
+from lib.vision.tasks import Split, Task, load_splits, load_task
+
+
+@dataclass
+class VisionWorkspace(Workspace):
+    """The parts of a study of image classification, by CLIP or by any other backbone with heads of class means."""
+
+    _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
+    _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
+    _corrupted: dict[tuple[str, str, str], Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The pre-trained model, on the study's device.
+
+        Raises:
+            ValueError: if the profile wants heads from text and the model reads none.
+        """
+        profile = self.study.profile
+        backbone = load_backbone(profile.model, profile.pretrained, profile.image_size)
+        if profile.head == "text" and not isinstance(backbone, Clip):
+            raise ValueError(f"model '{profile.model}' reads no text, so no head comes from it: set head='class-mean'")
+        return on_device(backbone, self.study.runtime)
+
+    @property
+    def clip(self) -> Clip:
+        """The backbone, where it has a text side.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        if not isinstance(self.backbone, Clip):
+            raise ValueError(f"model '{self.study.profile.model}' is no CLIP, which is needed here: choose one")
+        return self.backbone
+
+    @property
+    def frozen_bytes(self) -> int:
+        """What a text tower, or a head that is not used, takes on the device."""
+        merged = {id(parameter) for parameter in self.backbone.encoder.parameters()}
+        return sum(own.nbytes for own in self.backbone.model.parameters() if id(own) not in merged)
+
+    @cached_property
+    def model(self) -> FlatModel:
+        """The image encoder as a point in R^D."""
+        return FlatModel(self.backbone.encoder, self.study.runtime.device)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The profile's tasks by name, in its order."""
+        if not self._tasks:
+            names = self.study.profile.task_names
+            self._tasks.update((name, load_task(name, data_root=self.study.data_root)) for name in names)
+        return self._tasks
+
+    def with_head(self, kind: str) -> VisionWorkspace:
+        """The same study on the same images with heads of another kind: see the profile's `head`."""
+        study = replace(self.study, profile=replace(self.study.profile, head=kind))
+        return replace(self, study=study)
+
+    def split(self, name: str) -> dict[str, Split]:
+        """One split ("train", "validation", "adaptation" or "test") of every task."""
+        if name not in self._splits:
+            options = {
+                "sizes": self.study.profile.sizes,
+                "image_size": self.backbone.image_size,
+                "data_root": self.study.data_root,
+                "cache": self.study.cache / "images",
+            }
+            self._splits[name] = load_splits(list(self.tasks.values()), name, **options)
+        return self._splits[name]
+
+    @cached_property
+    def heads(self) -> dict[str, Tensor]:
+        """The frozen classification head of every task [C, width], as the profile says: from text or from features.
+
+        They are kept in the store: training processes must start from the same bits, whatever their number of threads.
+        """
+        self.place(self.theta0, self.model.initial_statistics)
+        return {name: self._head(task).cpu() for name, task in self.tasks.items()}
+
+    def _head(self, task: Task) -> Tensor:
+        profile = self.study.profile
+        if profile.head == "text":
+            return self.study.remember(text_head)(self.clip, task.class_names, task.templates, profile.head_scale)
+        train = self.split("train")[task.name]
+        given = profile.head, self.backbone, train.images, train.labels, len(task.class_names), profile.head_scale
+        return self.study.remember(feature_head)(*given, self.study.runtime)
+
+    def ready(self) -> None:
+        """Make the heads."""
+        assert self.heads
+
+    def training_loss(self, task: str) -> Callable[[nn.Module, int], Tensor]:
+        """Cross-entropy on training images of a task, by step: see `lib.vision.objective.image_loss`."""
+        train, names = self.split("train")[task], {"task": task, "seed": self.study.seed}
+        given = self.heads[task], (train.images, train.labels), self.backbone.preprocess, self.study.runtime
+        return image_loss(*given, batch=self.study.profile.fine_tuning_batch, **names)
+
+    def validation_accuracy(self, task: str) -> Callable[[nn.Module], float]:
+        """Accuracy on validation images of a task."""
+        held_out = self.split("validation")[task]
+        given = self.heads[task], (held_out.images, held_out.labels)
+        return image_accuracy(*given, self.backbone.preprocess, self.study.runtime)
+
+    def fine_tune(self, task: str) -> Expert:
+        """Train the expert of a task in this process, or read what that gave."""
+        budget = self.study.profile
+        return self.study.remember(fine_tune)(
+            self.model, self.theta0, self.training_loss(task), self.validation_accuracy(task),
+            task=task, steps=budget.fine_tuning_steps, learning_rate=budget.fine_tuning_rate, keep=budget.kept,
+        )  # fmt: skip
+
+    def expert(self, task: str) -> Expert:
+        """The expert of a task, trained, or read from where the profile's `experts` says; then it has no curve.
+
+        Raises:
+            ValueError: if it is to be one of an earlier step, and is not kept or not trained here.
+        """
+        profile = self.study.profile
+        if not profile.experts:
+            return super().expert(task)
+        if self.after:
+            raise ValueError("published experts are finished ones: leave experts or kept_steps out")
+        check_activation(self.clip.visual)
+        given = {"lineage": profile.lineage, "model": profile.model}
+        state, _ = load_published(profile.experts, task, self.layout, self.theta0, **given)
+        return Expert(self.layout.flatten(state))
+
+    @property
+    def experts(self) -> Mapping[str, dict[str, Tensor]]:
+        """Every task's expert as a state dict of the image encoder, read when asked for."""
+        return OnDemand(tuple(self.tasks), lambda name: self.layout.views(self.expert(name).theta.cpu()))
+
+    def place(
+        self,
+        theta: Tensor,
+        statistics: batch_norm.Statistics | None = None,
+        *,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+    ) -> nn.Module:
+        """The encoder at a point of R^D, ready for evaluation (see `lib.vectors.batch_norm`; without BatchNorm only moved).
+
+        Args:
+            theta: parameters of the image encoder [D].
+            statistics: BatchNorm's running statistics; by default they are re-estimated.
+            tasks: on unlabelled adaptation images of these tasks; by default all.
+            corruption: of those images.
+        """
+        encoder = self.model.move_to(theta.to(self.study.runtime.device))
+        if statistics is None:
+            batches = self._mixed_batches(tasks or list(self.tasks), corruption)
+            batch_norm.reestimate_batch_norm(encoder, batches)
+        else:
+            batch_norm.load_statistics(encoder, statistics)
+        return encoder.eval()
+
+    def _mixed_batches(self, tasks: Sequence[str], corruption: str) -> Iterator[Tensor]:
+        """Inputs with equally many unlabelled images of every task, the same ones whatever is normalised with them."""
+        images = {name: self.inputs("adaptation", name, corruption) for name in tasks}
+        each, names = max(2, batch_norm.ROWS // len(images)), ("batch norm", self.study.seed)
+        for step in range(batch_norm.BATCHES):
+            rows = [own[batch_indices(len(own), each, step, *names, name)] for name, own in images.items()]
+            yield self.backbone.preprocess(torch.cat(rows).to(self.study.runtime.device))
+
+    def images(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted (see `lib.vision.corruptions`)."""
+        clean = self.split(split)[task].images
+        if not corruption:
+            return clean
+        if (split, task, corruption) not in self._corrupted:
+            seed = seed_of(task, split, self.study.seed)
+            self._corrupted[split, task, corruption] = corrupt(clean, corruption, seed=seed)
+        return self._corrupted[split, task, corruption]
+
+    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """The images of a split of a task."""
+        return self.images(split, task, corruption)
+
+    def objective(self, setting: Setting | None = None) -> ImageObjective:
+        """What adaptation minimises in a setting, by default that of all tasks."""
+        setting = setting or self.setting()
+        heads, images = [self.heads[name] for name in setting.tasks], list(setting.inputs.values())
+        given = self.model, heads, images, self.backbone.preprocess, self.study.runtime
+        return ImageObjective(*given, **self._objective_options(setting))
+
+    def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
+        """What held-out scores of a point depend on beside the point, for keys."""
+        images = {name: digest(self.images("test", name, corruption)) for name in tasks}
+        labels = {name: digest(self.split("test")[name].labels) for name in tasks}
+        found = {"images": images, "labels": labels, "heads": digest(*(self.heads[name] for name in tasks))}
+        if batch_norm.batch_norms(self.model.module):  # statistics are re-estimated on these
+            found["re-estimated on"] = {name: digest(self.inputs("adaptation", name, corruption)) for name in tasks}
+        runtime = self.study.runtime
+        return found | {"limit": limit, "model": self.model, "preprocess": self.backbone.preprocess, "runtime": runtime}
+
+    def evaluate(
+        self,
+        theta: Tensor,
+        method: str,
+        *splits: str,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+        limit: int | None = None,
+        statistics: batch_norm.Statistics | None = None,
+    ) -> Table:
+        """Score a point of R^D: rows (method, task, split, seed, accuracy, loss, n).
+
+        Args:
+            theta: parameters of the image encoder [D].
+            method: value of that column.
+            splits: which splits; by default the held-out "test".
+            tasks: which tasks; by default all.
+            corruption: of the images, see `lib.vision.corruptions`; "" for none.
+            limit: at most so many images per task.
+            statistics: BatchNorm's running statistics, such as an expert's own; by default they are
+                re-estimated at theta on the adaptation images of the tasks scored, which is the rule for merged models.
+        """
+        heads, tables = self.heads, []  # heads first: making them moves the model
+        self.place(theta, statistics, tasks=tasks, corruption=corruption)
+        for split in splits or ("test",):
+            parts = {
+                name: (self.images(split, name, corruption)[:limit], self.split(split)[name].labels[:limit])
+                for name in tasks or self.tasks
+            }
+            tables.append(
+                evaluate(
+                    theta.to(self.study.runtime.device),
+                    self.model,
+                    heads,
+                    parts,
+                    self.backbone.preprocess,
+                    self.study.runtime,
+                    method=method,
+                    split=split,
+                    seed=self.study.seed,
+                )
+            )
+        return pd.concat(tables, ignore_index=True)
+
+    def sample(self, task: str, images: int) -> tuple[Tensor, Tensor]:
+        """Some training images of a task and their labels, those that statistics are taken on: all methods see them.
+
+        Args:
+            task: its name.
+            images: how many, drawn without replacement; at most all.
+
+        Returns:
+            uint8 [N, 3, H, W] and int64 [N].
+        """
+        train = self.split("train")[task]
+        rows = batch_indices(len(train.images), images, 0, "statistics", task, self.study.seed)
+        return train.images[rows], train.labels[rows]
+
+    def fisher(self, *, images: int = 128, signs: int = 1, labelled: bool = False) -> Tensor:
+        """Diagonal Fisher information of every expert on its training images [T, D]: see `diagonal_fisher`.
+
+        Args:
+            images: training images per task.
+            signs: random signs per image, 0 for the exact expectation over classes.
+            labelled: use the images' labels instead ("empirical" Fisher information).
+        """
+        found = []
+        for task, vector in zip(self.tasks, self.task_vectors, strict=True):
+            pixels, labels = self.sample(task, images)
+            options = {"labels": labels} if labelled else {"signs": signs, "seed": self.study.seed}
+            given = self.model, self.theta0 + vector, self.heads[task], pixels, self.backbone.preprocess
+            statistics = self.expert(task).statistics
+            found.append(self.study.remember(diagonal_fisher)(*given, statistics=statistics, **options))
+        return torch.stack(found).to(self.theta0)
+
+    def grams(self, *, images: int = 256) -> dict[str, Tensor]:
+        """Gram matrices of every linear layer's inputs under every expert, layer name -> [T, in, in]; uses no labels.
+
+        Args:
+            images: training images per task.
+        """
+        found = []
+        for task, vector in zip(self.tasks, self.task_vectors, strict=True):
+            pixels, statistics = self.sample(task, images)[0], self.expert(task).statistics
+            given = self.model, self.theta0 + vector, pixels, self.backbone.preprocess, self.study.runtime
+            found.append(self.study.remember(input_grams)(*given, statistics=statistics))
+        return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
+
+    def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
+        """What `regmean_plus_plus` needs: `groups` of layers, and `grams_at`; nothing of it is kept in the store.
+
+        Args:
+            images: training images per task; no labels are used.
+        """
+        pixels = [self.sample(task, images)[0] for task in self.tasks]
+
+        def grams_at(task: int, theta: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+            if batch_norm.batch_norms(self.model.module):
+                self.place(theta)
+            given = self.model, theta, pixels[task], self.backbone.preprocess, self.study.runtime
+            return input_grams(*given, layers=layers)
+
+        return {"groups": layer_groups(self.model), "grams_at": grams_at}

@@ -1,0 +1,240 @@
+"""What an open study has, whatever the model reads: tasks, experts, their task vectors, scoring."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lib.adaptation.objectives import PredictionObjective
+from lib.fusion import weight_averaging
+from lib.runtime.keys import digest
+from lib.study.setting import HeldOut, Setting
+from lib.study.study import Study
+from lib.vectors.fine_tuning import Expert
+from lib.vectors.flat_model import FlatModel
+from lib.vectors.layout import Layout
+from lib.vectors.mapped import mapped_rows
+from lib.vectors.task_vectors import task_vectors
+
+Table = pd.DataFrame
+
+
+@dataclass
+class Workspace(ABC):
+    """The parts of an open study, each made when first asked for and kept; what vision and language have in common.
+
+    Attributes:
+        study: profile, seed, folders, device.
+        after: take experts as they were after so many steps of fine-tuning, one of the profile's `kept_steps`; 0 takes
+            the finished ones. `dataclasses.replace(workspace, after=300)` gives the same study of such experts.
+    """
+
+    study: Study
+    after: int = field(default=0, kw_only=True)
+
+    def __reduce__(self) -> tuple[Callable[[Study], Workspace], tuple[Study]]:
+        """A worker process makes the parts for itself."""
+        return partial(type(self), after=self.after), (self.study,)
+
+    @property
+    @abstractmethod
+    def model(self) -> FlatModel:
+        """The parameters that are merged as a point in R^D."""
+
+    @property
+    @abstractmethod
+    def tasks(self) -> dict[str, object]:
+        """The profile's tasks by name, in its order."""
+
+    @property
+    @abstractmethod
+    def experts(self) -> Mapping[str, dict[str, Tensor]]:
+        """Every task's expert as a state dict of what is merged."""
+
+    @abstractmethod
+    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """What the model reads of a split of a task, without labels."""
+
+    @abstractmethod
+    def objective(self, setting: Setting | None = None) -> PredictionObjective:
+        """What adaptation minimises in a setting, by default that of all tasks."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        theta: Tensor,
+        method: str,
+        *splits: str,
+        tasks: Sequence[str] = (),
+        corruption: str = "",
+        limit: int | None = None,
+    ) -> Table:
+        """Score a point of R^D: rows (method, task, split, seed, accuracy, ...)."""
+
+    @abstractmethod
+    def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
+        """What held-out scores of a point depend on beside the point, for keys."""
+
+    @abstractmethod
+    def fine_tune(self, task: str) -> Expert:
+        """Train the expert of a task in this process, or read what that gave: see `lib.vectors.fine_tune`."""
+
+    def ready(self) -> None:
+        """Make what all experts start from, before processes that train them start."""
+
+    @property
+    def layout(self) -> Layout:
+        """Where each layer lies in the flat vector."""
+        return self.model.layout
+
+    @cached_property
+    def theta0(self) -> Tensor:
+        """Pre-trained parameters of what is merged [D]."""
+        return self.model.initial()
+
+    @cached_property
+    def task_vectors(self) -> Tensor:
+        """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
+        device = self.study.runtime.device
+        return task_vectors(self.theta0.cpu(), self.experts.values(), self.layout).to(device)
+
+    @cached_property
+    def stored_vectors(self) -> Tensor:
+        """What adaptation reads of the task vectors [T, D], as the profile's `task_vector_dtype` says.
+
+        Rounded or mapped ones are made one by one: the stack in float32 is then not made unless `task_vectors` is read.
+        """
+        kind, device = self.study.profile.task_vector_dtype, self.study.runtime.device
+        if kind == "fp32":
+            return self.task_vectors
+        start = self.theta0.cpu()
+        each = (task_vectors(start, [self.experts[name]], self.layout)[0] for name in self.tasks)
+        shape = (len(self.tasks), self.layout.length)
+        if kind == "mapped":
+            states = (digest(*self.experts[name].values()) for name in self.tasks)
+            return mapped_rows(self.study.cache / "task_vectors", each, shape, [digest(start), *states])
+        rounded = torch.zeros(shape, dtype=torch.bfloat16, device=device)
+        for row, vector in zip(rounded, each, strict=True):
+            row.copy_(vector)
+        return rounded
+
+    @property
+    def frozen_bytes(self) -> int:
+        """What the parts of the model that are not merged take on the device."""
+        return 0
+
+    @cached_property
+    def _experts_are_there(self) -> bool:
+        """True, once all experts have been trained or found in the store."""
+        budget = self.study.profile
+        self.ready()
+        self.study.prepare(self.fine_tune, list(self.tasks), label="fine-tuning", steps=budget.fine_tuning_steps)
+        return True
+
+    def expert(self, task: str) -> Expert:
+        """The expert of a task, finished or as it was `after` some steps.
+
+        If one is missing, the experts of all tasks that are missing are trained now: see `Study.prepare`.
+
+        Raises:
+            ValueError: if it is to be one of an earlier step, which the profile does not keep.
+        """
+        if self.after and self.after not in self.study.profile.kept:
+            raise ValueError(f"no experts of step {self.after} are kept: name it in parameter kept_steps")
+        assert self._experts_are_there
+        expert = self.fine_tune(task)
+        return expert.kept[self.after] if self.after else expert
+
+    def setting(
+        self,
+        tasks: Sequence[str] = (),
+        *,
+        corruption: str = "",
+        inputs: Mapping[str, Tensor] | None = None,
+        scale: float = 1.0,
+        objective: str = "entropy",
+        diversity: float = 1.0,
+        batch: int = 0,
+    ) -> Setting:
+        """Describe what is merged, and on what adaptation runs.
+
+        Args:
+            tasks: names, in any order; () for all.
+            corruption: of adaptation images, see `lib.vision.corruptions`.
+            inputs: other unlabelled inputs, by task; by default the adaptation split.
+            scale: factor on the task vectors.
+            objective: "entropy" (the paper's) or "information-maximisation".
+            diversity: its weight.
+            batch: inputs per task and step; 0 for the profile's.
+
+        Raises:
+            ValueError: for an unknown task.
+        """
+        known = list(self.tasks)
+        if unknown := [name for name in tasks if name not in known]:
+            raise ValueError(f"unknown task '{unknown[0]}'; known: {', '.join(known)}")
+        chosen = tuple(tasks) or tuple(known)
+        vectors = self.stored_vectors
+        if chosen != tuple(known):
+            vectors = vectors[[known.index(name) for name in chosen]]
+        if inputs is None:
+            inputs = {name: self.inputs("adaptation", name, corruption) for name in chosen}
+        return Setting(
+            chosen,
+            vectors if scale == 1 else scale * vectors,
+            {name: inputs[name] for name in chosen},
+            objective,
+            diversity,
+            batch or self.study.profile.adaptation_batch,
+            corruption,
+        )
+
+    def held_out(self, setting: Setting | None = None) -> HeldOut:
+        """What scores the points of a run's curve, on the profile's `curve_size` held-out examples of each task."""
+        setting, limit = setting or self.setting(), self.study.profile.curve_size
+        where = {"tasks": setting.tasks, "corruption": setting.corruption, "limit": limit}
+
+        def accuracy(theta: Tensor) -> float:
+            return self.evaluate(theta, "", "test", **where)["accuracy"].mean()
+
+        def average() -> Tensor:
+            return weight_averaging(self.theta0, setting.task_vectors.to(self.theta0), self.layout)
+
+        return HeldOut(accuracy, average, self.scored(**where))
+
+    def _objective_options(self, setting: Setting) -> dict[str, object]:
+        most = self.study.profile.micro_batch
+        return ({"rows_at_once": most} if most else {}) | {
+            "batch": setting.batch,
+            "seed": self.study.seed,
+            "objective": setting.objective,
+            "diversity": setting.diversity,
+            "frozen_bytes": self.frozen_bytes,
+        }
+
+
+class OnDemand(Mapping[str, dict[str, Tensor]]):
+    """Experts by task, each read anew when asked for: kept, they would take as much memory as the task vectors."""
+
+    def __init__(self, tasks: Sequence[str], read: Callable[[str], dict[str, Tensor]]) -> None:
+        self.tasks, self.read = tuple(tasks), read
+
+    def __getitem__(self, task: str) -> dict[str, Tensor]:
+        """Read the expert of a task."""
+        if task not in self.tasks:
+            raise KeyError(task)
+        return self.read(task)
+
+    def __iter__(self) -> Iterator[str]:
+        """The tasks' names."""
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.tasks)

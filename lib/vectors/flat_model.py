@@ -1,0 +1,75 @@
+"""Tie a torch module to flat vectors: its parameters become views of theta, their gradients views of G."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor, nn
+
+from lib.runtime.keys import of_module
+from lib.vectors.batch_norm import statistics
+from lib.vectors.layout import Layout
+
+Objective = Callable[[Tensor], tuple[float, Tensor]]  # theta [D] -> (loss, G [D]): all that a loop knows of a model
+
+
+class FlatModel:
+    """A module whose parameters, or some of them, are views into one flat vector.
+
+    Moving the model to another point of R^D swaps pointers and copies nothing, and after `backward()` the gradient
+    with respect to the whole vector is ready in `gradient`.
+
+    Args:
+        module: the module.
+        device: where it computes.
+        parts: see `lib.concrete.sharding`.
+        names: which parameters belong to the vector, by default all; the others stay as they are.
+
+    Attributes:
+        module: the wrapped module; its parameters are replaced by views.
+        layout: where each parameter lies.
+        gradient: G [D], written by `backward()`.
+        initial_statistics: BatchNorm's running statistics as they were at the start, the pre-trained model's; {}
+            without BatchNorm. They are no parameters: see `lib.vectors.batch_norm`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        parts: int = 1,
+        names: Collection[str] | None = None,
+    ) -> None:
+        self.module = module.to(device)
+        parameters = dict(module.named_parameters())
+        self._parameters = {name: parameters[name] for name in (parameters if names is None else names)}
+        self.layout = Layout.of(self._parameters, parts=parts)
+        self.gradient = torch.zeros(self.layout.length, device=device)
+        self._gradient_views = self.layout.views(self.gradient)
+        self.initial_statistics = statistics(self.module)
+
+    def determines(self) -> dict[str, object]:
+        """What a result depends on beside theta, for keys: architecture, frozen parts, the statistics at the start."""
+        given = {*self.layout.names, *self.initial_statistics}
+        parts = {"module": of_module(self.module, without=given), "layout": self.layout}
+        return parts | {"initial_statistics": self.initial_statistics}
+
+    def initial(self) -> Tensor:
+        """A flat copy of the module's present parameters: theta [D]."""
+        return self.layout.flatten(self._parameters).to(self.gradient.device)
+
+    def move_to(self, theta: Tensor) -> nn.Module:
+        """Place the module at theta [D] (no copy: the parameters are views of it) and set the gradient to zero.
+
+        Raises:
+            ValueError: if theta has the wrong length.
+        """
+        for name, view in self.layout.views(theta.detach()).items():
+            parameter = self._parameters[name]
+            parameter.grad = None  # torch checks a new .data against the old .grad
+            parameter.data = view
+            if parameter.requires_grad:
+                parameter.grad = self._gradient_views[name]
+        self.gradient.zero_()
+        return self.module

@@ -1,0 +1,124 @@
+"""What can be fine-tuned and merged: CLIP image encoders, and any backbone that timm builds."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lib.runtime.rng import seed_of
+from lib.vision.models import Backbone, Preprocess, load_clip
+
+TIMM = "timm:"
+SOURCE = re.compile(r"(?P<name>[\w.-]+)(\((?P<options>.*)\))?", re.DOTALL)
+
+
+def load_backbone(source: str = "", pretrained: str = "", image_size: int = 0) -> Backbone:
+    """Load what a profile's `model`, `pretrained` and `image_size` name: see `load_timm` and `models.load_clip`."""
+    return (load_timm if source.startswith(TIMM) else load_clip)(source, pretrained, image_size)
+
+
+def load_timm(source: str, pretrained: str = "", image_size: int = 0) -> Backbone:
+    """Load a backbone of timm without its classifier: pixels to pooled features.
+
+    Args:
+        source: "timm:NAME", or "timm:NAME(option=value, ...)" with options of timm's own constructor, such as
+            "timm:vit_tiny_patch16_224(patch_size=8, depth=3)".
+        pretrained: "" for random weights (always the same ones), "hub" for timm's download, or a safetensors file in
+            timm's format, or a folder with one.
+        image_size: side of the input in pixels; 0 takes the model's own. Position embeddings of another size are
+            resampled by timm.
+
+    Raises:
+        ValueError: if timm cannot build the model, or the weights are missing or those of another model.
+    """
+    name, options = parse(source)
+    size, fixed = _input_size(name)
+    if image_size and fixed:  # convolutions take any size as they are
+        options["img_size"] = image_size
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("initial weights", source))
+            model = timm.create_model(name, pretrained=pretrained == "hub", num_classes=0, **options)
+    except (TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"timm cannot build '{source}' ({error}): see the arguments of its constructor") from error
+    except (OSError, RuntimeError) as error:
+        mend = "name a safetensors file in timm's format instead of 'hub'"
+        raise ValueError(f"timm has no weights of '{name}' within reach ({error}): {mend}") from error
+    if pretrained not in ("", "hub"):
+        _load_weights(model, find_weights(pretrained), source)
+    model.requires_grad_(True)
+    preprocess = Preprocess(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
+    return Backbone(model.eval(), preprocess, options.get("img_size") or image_size or size)
+
+
+def parse(source: str) -> tuple[str, dict[str, object]]:
+    """The name and the options in "timm:NAME(option=value, ...)"; values are Python literals and run no code.
+
+    Raises:
+        ValueError: if it is written otherwise, or timm knows no such model.
+    """
+    found = SOURCE.fullmatch(source.removeprefix(TIMM))
+    try:
+        call = ast.parse(f"dict({found['options'] or ''})", mode="eval").body
+        options = {part.arg: ast.literal_eval(part.value) for part in call.keywords}
+        if call.args or None in options:
+            raise ValueError
+    except (TypeError, SyntaxError, ValueError, AttributeError):
+        form = "timm:NAME or timm:NAME(option=value, ...)"
+        raise ValueError(f"model '{source}' cannot be read: write {form} with plain values") from None
+    if not timm.is_model(found["name"].partition(".")[0]):
+        near = difflib.get_close_matches(found["name"], timm.list_models(), n=1)
+        raise ValueError(f"timm knows no model '{found['name']}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+    return found["name"], options
+
+
+def find_weights(place: str) -> Path:
+    """The safetensors file that a path names, itself or as the folder's only one (or its `model.safetensors`).
+
+    Raises:
+        ValueError: if there is none, or it is not clear which.
+    """
+    path = Path(place).expanduser()
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    found = [file for file in found if file.name == "model.safetensors"] or found
+    if len(found) != 1:
+        there = ", ".join(file.name for file in found) or "none"
+        raise ValueError(f"pretrained='{place}': name one .safetensors file or a folder with one (found: {there})")
+    return found[0]
+
+
+def _input_size(name: str) -> tuple[int, bool]:
+    """The side of a model's own input, and whether the model is built for one size."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    return config.input_size[-1], bool(config.fixed_input_size)
+
+
+def _load_weights(model: nn.Module, path: Path, source: str) -> None:
+    """Load timm's weights into a model without classifier, resampled where the input's size asks for it."""
+    weights = load_file(path)
+    # timm keeps what brings an older or differently sized checkpoint into the model's form beside each family
+    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    weights = fit(weights, model) if fit else weights
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    weights = {name: value for name, value in weights.items() if not _of(name, classifiers)}
+    own: dict[str, Tensor] = model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
+        here, there = (list(state[name].shape) if name in state else "nothing" for state in (own, weights))
+        if here != there:
+            raise ValueError(f"{path} is no checkpoint of '{source}': '{name}' is {there} there, {here} in the model")
+    model.load_state_dict(weights)
+
+
+def _of(name: str, classifiers: tuple[str, ...]) -> bool:
+    return any(name.startswith(f"{classifier}.") for classifier in classifiers)

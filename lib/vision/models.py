@@ -1,0 +1,139 @@
+"""Backbones, CLIP through open_clip among them: loading, preprocessing, and the frozen heads of the tasks."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from lib.runtime.device import Runtime
+from lib.runtime.disk import ROOT
+from lib.runtime.rng import seed_of
+
+TINY_CLIP = ROOT / "data" / "tiny_clip"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """uint8 pixels to the encoder's input: (pixel / 255 - mean) / std per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [N, 3, H, W] -> float32 [N, 3, H, W]."""
+        shape = (1, 3, 1, 1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model taken apart into what the study needs: an image encoder, and how its input is made.
+
+    Attributes:
+        model: everything that was loaded.
+        preprocess: pixels to input.
+        image_size: side of the input in pixels.
+    """
+
+    model: nn.Module
+    preprocess: Preprocess
+    image_size: int
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The image encoder, the only part that is fine-tuned and merged: [N, 3, H, W] -> features [N, width]."""
+        return self.model
+
+
+@dataclass(frozen=True)
+class Clip(Backbone):
+    """A backbone with a text side.
+
+    Attributes:
+        model: the open_clip model (text tower frozen).
+        tokenizer: its tokenizer.
+    """
+
+    tokenizer: open_clip.HFTokenizer | open_clip.SimpleTokenizer
+
+    def determines(self) -> dict[str, object]:
+        """For keys: the model and what its tokenizer makes of texts."""
+        inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers; else open_clip's own
+        words = inner.backend_tokenizer.to_str() if inner is not None else self.tokenizer.encoder
+        return {"model": self.model, "preprocess": self.preprocess, "image_size": self.image_size, "words": words}
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower, in open_clip's word."""
+        return self.model.visual
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The image tower."""
+        return self.visual
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor between cosine similarity and logit (CLIP's inverse temperature)."""
+        return self.model.logit_scale.exp().item()
+
+
+def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Clip:
+    """Load a CLIP model: the shipped tiny one, a folder in open_clip's format, or one of open_clip's by name.
+
+    Args:
+        source: "" for the shipped tiny CLIP, a folder holding `open_clip_config.json`, or an open_clip model name.
+        pretrained: for a model name, its weights (e.g. "openai"), downloaded by open_clip; "" for random ones, always
+            the same. The activation is the one that the weights were trained with: OpenAI's compute with QuickGELU, and
+            open_clip only warns if a model's name, such as "ViT-B-32", stands for another.
+        image_size: side of the input in pixels; 0 takes the model's own.
+
+    Raises:
+        ValueError: if the folder or the name is unknown, the shipped checkpoint is missing, or its weights do not fit
+            the image size.
+    """
+    folder = Path(source) if source else TINY_CLIP
+    if (folder / "open_clip_config.json").is_file():
+        name, weights = f"local-dir:{folder}", None
+    elif not source:
+        raise ValueError(f"the shipped checkpoint is missing at {folder}: restore it by git, or run `make pretrain`")
+    elif source in open_clip.list_models():
+        name, weights = source, pretrained or None
+    else:
+        raise ValueError(f"no CLIP model at '{source}': neither a folder with open_clip_config.json nor a model name")
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of loading on the root logger
+    try:
+        quick = bool(weights and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("initial weights", name))
+            model = open_clip.create_model(
+                name, pretrained=weights, force_quick_gelu=quick, force_image_size=image_size or None
+            )
+        tokenizer = open_clip.get_tokenizer(name)
+    except RuntimeError as error:
+        if not image_size:
+            raise
+        raise ValueError(
+            f"'{source}' cannot be loaded at {image_size} pixels, leave image_size out: {error}"
+        ) from error
+    finally:
+        logging.getLogger().setLevel(level)
+    model.requires_grad_(False)
+    model.visual.requires_grad_(True)
+    size = model.visual.image_size
+    mean, std = model.visual.image_mean, model.visual.image_std
+    side = size[0] if isinstance(size, (tuple, list)) else size
+    return Clip(model.eval(), Preprocess(tuple(mean), tuple(std)), side, tokenizer)
+
+
+def on_device(backbone: Backbone, runtime: Runtime) -> Backbone:
+    """The same model on the runtime's device."""
+    return replace(backbone, model=backbone.model.to(runtime.device))

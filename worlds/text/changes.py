@@ -1,0 +1,171 @@
+"""Changes to what a clause says, sorted by what they do to its truth: kept, implied, left open, or turned around."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from worlds.text.world import (
+    ADJECTIVES,
+    ANTONYMS,
+    KIND_OF,
+    KINDS,
+    NAMES,
+    PLACES,
+    SYNONYM,
+    TIMES,
+    Clause,
+    Phrase,
+    siblings,
+)
+
+Change = Callable[[Random, Clause], "Clause | None"]
+
+
+def reword(rng: Random, clause: Clause) -> Clause:
+    """The same in other words: each word that has a synonym changes half of the time."""
+
+    def other(word: str) -> str:
+        return SYNONYM[word] if word in SYNONYM and rng.random() < 0.5 else word
+
+    phrases = [
+        phrase and replace(phrase, adjective=other(phrase.adjective)) for phrase in (clause.subject, clause.object)
+    ]
+    return replace(clause, subject=phrases[0], object=phrases[1], verb=other(clause.verb))
+
+
+def weaker(phrase: Phrase) -> Phrase:
+    """The phrase with a determiner that says less: the dog, a dog; two dogs, some dogs."""
+    return replace(phrase, determiner="some" if phrase.plural else "a") if phrase.determiner else phrase
+
+
+def general(phrase: Phrase) -> Phrase:
+    """The phrase with its kind in the noun's place: the dog, an animal; anna, a person."""
+    kind = "person" if phrase.noun in NAMES else KIND_OF.get(phrase.noun, phrase.noun)
+    return weaker(replace(phrase, noun=kind, determiner=phrase.determiner or "a"))
+
+
+def on_phrase(change: Callable[[Random, Phrase], Phrase | None]) -> Change:
+    """A change of a phrase as a change of the clause's subject or object."""
+
+    def changed(rng: Random, clause: Clause) -> Clause | None:
+        parts = [part for part in ("subject", "object") if getattr(clause, part)]
+        for part in rng.sample(parts, len(parts)):
+            if phrase := change(rng, getattr(clause, part)):
+                return replace(clause, **{part: phrase})
+        return None
+
+    return changed
+
+
+def drop_adjective(rng: Random, phrase: Phrase) -> Phrase | None:
+    """All big dogs, some dogs."""
+    if not phrase.adjective:
+        return None
+    bare = replace(phrase, adjective="")
+    return weaker(bare) if phrase.determiner == "all" else bare
+
+
+def drop_tail(rng: Random, clause: Clause) -> Clause | None:
+    """Leave out the place or the time."""
+    parts = [part for part in ("place", "time") if getattr(clause, part)]
+    return replace(clause, **{rng.choice(parts): ""}) if parts else None
+
+
+def add_tail(rng: Random, clause: Clause) -> Clause | None:
+    """Say where or when."""
+    pools = {"place": PLACES, "time": TIMES}
+    free = [part for part in pools if not getattr(clause, part)]
+    part = rng.choice(free) if free else ""
+    return replace(clause, **{part: rng.choice(pools[part])}) if part else None
+
+
+def add_adjective(rng: Random, phrase: Phrase) -> Phrase | None:
+    """The dog, the big dog."""
+    return None if phrase.adjective or phrase.noun in NAMES else replace(phrase, adjective=rng.choice(ADJECTIVES))
+
+
+def specific(rng: Random, phrase: Phrase) -> Phrase | None:
+    """An animal, a dog."""
+    return replace(phrase, noun=rng.choice(KINDS[phrase.noun])) if phrase.noun in KINDS else None
+
+
+def sibling(rng: Random, phrase: Phrase) -> Phrase | None:
+    """The dog, the cat."""
+    return None if phrase.noun in KINDS else replace(phrase, noun=rng.choice(siblings(phrase.noun)))
+
+
+def opposite_adjective(rng: Random, phrase: Phrase) -> Phrase | None:
+    """The big dog, the small dog."""
+    opposites = ANTONYMS.get(phrase.adjective)
+    return replace(phrase, adjective=rng.choice(opposites)) if opposites else None
+
+
+def opposite_verb(rng: Random, clause: Clause) -> Clause | None:
+    """Buys the car, sells the car."""
+    return replace(clause, verb=rng.choice(ANTONYMS[clause.verb])) if clause.verb in ANTONYMS else None
+
+
+def negate(rng: Random, clause: Clause) -> Clause:
+    """Sleeps, does not sleep."""
+    return replace(clause, negated=not clause.negated)
+
+
+FOLLOWS: tuple[Change, ...] = (
+    on_phrase(lambda rng, phrase: None if phrase.noun in KINDS else general(phrase)),
+    on_phrase(lambda rng, phrase: None if weaker(phrase) == phrase else weaker(phrase)),
+    on_phrase(drop_adjective),
+    drop_tail,
+)
+STRAYS: tuple[Change, ...] = (on_phrase(specific), on_phrase(sibling), on_phrase(add_adjective), add_tail)
+CONTRADICTS: tuple[Change, ...] = (negate, opposite_verb, on_phrase(opposite_adjective))
+
+
+def follow(rng: Random, clause: Clause, *, kinds: bool = False) -> Clause:
+    """A clause that follows from this one: it says less, or the same.
+
+    A negated clause is only reworded, since less said of who did not would be more.
+
+    Args:
+        rng: source of randomness.
+        clause: what is given.
+        kinds: change only nouns to their kinds.
+    """
+    if clause.negated:
+        return reword(rng, clause)
+    changes = FOLLOWS[:1] if kinds else rng.sample(FOLLOWS, 2)
+    for change in changes:
+        clause = change(rng, clause) or clause
+    return clause
+
+
+def stray(rng: Random, clause: Clause) -> Clause:
+    """A clause that may or may not hold when this one does."""
+    if clause.negated:
+        return on_phrase(sibling)(rng, clause) or add_tail(rng, clause) or negate(rng, replace(clause, negated=True))
+    return _less(rng, clause, _first(rng, STRAYS, clause))
+
+
+def contradict(rng: Random, clause: Clause) -> Clause:
+    """A clause that cannot hold when this one does."""
+    if clause.negated:
+        return negate(rng, clause)
+    return _less(rng, clause, _first(rng, CONTRADICTS, clause))
+
+
+def _less(rng: Random, clause: Clause, changed: Clause) -> Clause:
+    """Half of the time leave out the place or the time, so that a short claim is no sign that it follows.
+
+    What was changed stays.
+    """
+    parts = [part for part in ("place", "time") if getattr(changed, part) == getattr(clause, part) != ""]
+    return replace(changed, **{rng.choice(parts): ""}) if parts and rng.random() < 0.5 else changed
+
+
+def _first(rng: Random, changes: tuple[Change, ...], clause: Clause) -> Clause:
+    """The clause after the first of the changes, in random order, that can be made."""
+    for change in rng.sample(changes, len(changes)):
+        if changed := change(rng, clause):
+            return changed
+    raise AssertionError(f"no change applies to {clause}")
