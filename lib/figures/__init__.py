@@ -48,6 +48,7 @@ from lib.figures.merging import (
     results,
     scaling,
 )
+from lib.figures.method import method
 from lib.figures.protocol import hypergradient, protocol
 from lib.figures.real import real_images, weak_experts
 from lib.runtime.disk import atomic_path
@@ -71,7 +72,11 @@ ALL_SEEDS = (
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 
 # The figures that are drawn from no table, and a table of the notebook that shows them.
-FORMULAS: dict[Callable[[], Figure], str] = {relaxation: "mask_samples", bilevel: "phases"}
+FORMULAS: dict[Callable[[], Figure], str] = {
+    method: "mask_samples",
+    relaxation: "mask_samples",
+    bilevel: "phases",
+}
 
 # The figures of `make benchmark`, and the tables they are drawn from.
 BENCHMARKS: dict[Callable[[Table], Figure], str] = {

@@ -12,9 +12,11 @@ from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_
 from lib.figures.curves import bilevel
 from lib.figures.experts import contact_sheet
 from lib.figures.mask import relaxation
+from lib.figures.method import method
 
 # The figures that are not drawn from the one table of their name.
 APART: dict[Callable[..., Figure], str] = {
+    method: "none (a diagram)",
     relaxation: "none (a formula)",
     bilevel: "none (a diagram)",
     contact_sheet: "contact_sheet.png, learning_curves.csv",
