@@ -19,7 +19,6 @@ from lib.concrete.mask import (
 )
 from lib.concrete.merge_step import MergeStep
 from lib.concrete.noise import uniform
-from lib.concrete.planted import plant, precision_and_recall
 
 __all__ = [
     "MergeStep",
@@ -31,8 +30,6 @@ __all__ = [
     "logit_gradient",
     "merge",
     "merge_sum",
-    "plant",
-    "precision_and_recall",
     "rescale",
     "sample_mask",
     "second_order",

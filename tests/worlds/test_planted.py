@@ -5,7 +5,7 @@ import torch
 
 from lib import concrete
 from lib.adaptation.loop import adapt
-from lib.concrete.planted import plant, precision_and_recall
+from worlds.planted import plant, precision_and_recall
 
 
 def loss_with(world, mask):
