@@ -2,7 +2,7 @@
 
 from lib.language.activations import diagonal_fisher, prompt_grams
 from lib.language.examples import Examples, load_examples
-from lib.language.generation import generate, in_batches, respond
+from lib.language.generation import answer_accuracy, generate, in_batches, respond
 from lib.language.lora import attach, weight_change
 from lib.language.objective import TokenObjective, first_token_logits, model_inputs, token_loss
 from lib.language.registry import TextTask, text_task
@@ -16,6 +16,7 @@ __all__ = [
     "TextTask",
     "TokenObjective",
     "Tokens",
+    "answer_accuracy",
     "attach",
     "diagonal_fisher",
     "first_token_logits",

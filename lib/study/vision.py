@@ -177,13 +177,13 @@ class VisionWorkspace(Workspace):
         """
         encoder = self.model.move_to(theta.to(self.study.runtime.device))
         if statistics is None:
-            batches = self._mixed_batches(tasks or list(self.tasks), corruption)
+            batches = self.mixed_batches(tasks or list(self.tasks), corruption)
             batch_norm.reestimate_batch_norm(encoder, batches)
         else:
             batch_norm.load_statistics(encoder, statistics)
         return encoder.eval()
 
-    def _mixed_batches(self, tasks: Sequence[str], corruption: str) -> Iterator[Tensor]:
+    def mixed_batches(self, tasks: Sequence[str], corruption: str) -> Iterator[Tensor]:
         """Inputs with equally many unlabelled images of every task, the same ones whatever is normalised with them."""
         images = {name: self.inputs("adaptation", name, corruption) for name in tasks}
         each, names = max(2, batch_norm.ROWS // len(images)), ("batch norm", self.study.seed)

@@ -30,7 +30,7 @@ def task_vectors(theta0: Tensor, experts: Collection[Mapping[str, Tensor]], layo
     """
     if not experts:
         raise ValueError("no experts given: merging needs at least one task vector")
-    stacked = torch.zeros(len(experts), layout.length)
+    stacked = torch.zeros(len(experts), layout.length, device=theta0.device)
     for number, (expert, row) in enumerate(zip(experts, stacked, strict=True)):
         try:
             layout.flatten(expert, out=row)
