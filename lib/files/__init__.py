@@ -2,10 +2,9 @@
 
 from lib.files.experts import check_activation, load_published
 from lib.files.lineages import one_lineage
-from lib.files.safe_pickle import read_pickle
+from lib.files.pickled import read_tensors
 from lib.files.sets import DataError, Source, read_contents
 from lib.files.splits import choose_rows
-from lib.files.torch_files import read_tensors
 
 __all__ = [
     "DataError",
@@ -15,6 +14,5 @@ __all__ = [
     "load_published",
     "one_lineage",
     "read_contents",
-    "read_pickle",
     "read_tensors",
 ]

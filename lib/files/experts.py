@@ -3,8 +3,8 @@
 - `CLIPVisionModel` of transformers: `model.safetensors` or `pytorch_model.bin`. It keeps queries, keys and values
   apart, open_clip stacks them. It has no projection: the pre-trained one was used, frozen, while it was fine-tuned. So
   here `proj` is the pre-trained one, and its part of the task vector is zero.
-- A pickled `ImageEncoder` of the original task vectors, read by `lib.files.torch_files` without its classes; its names under
-  `model.visual` are those of today's open_clip.
+- A pickled `ImageEncoder` of the original task vectors, read by `lib.files.pickled` without its classes; its names
+  under `model.visual` are those of today's open_clip.
 
 Both are experts of OpenAI's weights, which compute with QuickGELU, x * sigmoid(1.702 x).
 """
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lib.files.lineages import FILES, HUGGING_FACE, TASK_VECTORS, path_of, pattern_of
-from lib.files.torch_files import read_tensors
+from lib.files.pickled import read_tensors
 from lib.vectors.layout import Layout
 
 # Parts of names in open_clip -> in transformers. Weights and biases of attention's input are stacked, see `_sources`.
