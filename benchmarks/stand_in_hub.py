@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from lib.files.lineages import FILES, HUGGING_FACE, TASK_VECTORS, name_of
 from lib.runtime.rng import seed_of
 from lib.study.profiles import PAPER_TASKS, PROFILES, VisionProfile
-from lib.vision.registry import MENDS, REGISTRY
+from lib.vision.registry import REGISTRY
 
 # Of the same kind as the paper's, for tests: four patches, two blocks.
 QUICK = {
@@ -219,7 +219,7 @@ def write_image_encoder(clip: nn.Module, path: Path) -> None:
 def class_names(task: str) -> list[str]:
     """As many as the official set has; digits, and EuroSAT's raw labels, are the official ones."""
     if task == "eurosat":
-        return list(MENDS)
+        return list(REGISTRY[task].prompted)
     count = REGISTRY[task].classes
     return [str(label) if task in ("mnist", "svhn") else f"{task} class {label}" for label in range(count)]
 

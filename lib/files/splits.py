@@ -12,6 +12,7 @@ import numpy as np
 from lib.files.sets import Contents
 from lib.runtime.names import named_rng
 
+SPLITS = ("train", "validation", "adaptation", "test")
 VALIDATION_SHARE = 0.1  # of train, for sets without a validation split
 
 

@@ -8,13 +8,14 @@ from lib.language.objective import TokenObjective, first_token_logits, model_inp
 from lib.language.registry import TextTask, text_task
 from lib.language.scoring import score
 from lib.language.t5 import T5, load_t5
-from lib.language.tokens import Tokens, tokenise
+from lib.language.tokens import Tokenizer, Tokens, tokenise
 
 __all__ = [
-    "Examples",
     "T5",
+    "Examples",
     "TextTask",
     "TokenObjective",
+    "Tokenizer",
     "Tokens",
     "answer_accuracy",
     "attach",

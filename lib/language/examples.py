@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as parquet
 
-from lib.files.sets import Contents, DataError, Source, download, readable
-from lib.files.splits import choose_rows
+from lib.files.sets import Contents, DataError, Source, compare, find_source
+from lib.files.splits import SPLITS, choose_rows
 from lib.language.registry import TextTask
-from lib.vision.tasks import SPLITS
+from lib.runtime.keys import key_of
 
 HUB = "nyu-mll/glue"
 
@@ -30,53 +28,27 @@ class Examples:
     prompts: tuple[str, ...]
     targets: tuple[str, ...]
 
+    def determines(self) -> dict[str, object]:
+        """For keys: a hash of all texts, which are too long to be noted beside a result."""
+        return {"texts": key_of({"prompts": self.prompts, "targets": self.targets})}
 
-def find_source(task: TextTask, data_root: str = "") -> Source:
-    """Where a GLUE task's files lie: below `data_root` when that is given, else on the hub.
+
+def find_files(task: TextTask, data_root: str = "") -> tuple[Source, str]:
+    """Where a GLUE task's files lie, and one plain line if they hold less than the official ones, else "".
 
     Raises:
-        DataError: if the folder does not exist, naming what is there, or the hub is out of reach.
+        DataError: if the folder does not exist, naming what is there; the hub is out of reach, or its copy differs from
+            the official set at all; or a mirror has more rows than that.
     """
-    if not data_root:
-        return Source(task.name, download(HUB, task.glue, ("train", task.held_out)), HUB)
-    root = Path(data_root).expanduser()
-    folder = root / "glue" / task.glue
-    if folder.is_dir():
-        return Source(task.name, folder)
-    mend = f"set data_root to the folder that holds glue/{task.glue}/train-*.parquet"
-    if not root.is_dir():
-        raise DataError(f"data_root {root} is not a folder; {mend}")
-    nearest = folder.parent if folder.parent.is_dir() else root
-    present = ", ".join(sorted(path.name for path in nearest.iterdir() if path.is_dir())) or "no folder"
-    raise DataError(f"{folder} does not exist, {nearest} holds {present}; {mend}, or drop '{task.name}' from the tasks")
+    source = find_source(task.name, data_root, [f"glue/{task.glue}"], HUB, ("train", task.held_out))
+    found = [sum(source.counts(file).values()) for file in ("train", task.held_out)]
+    counts = {"training rows": (found[0], task.train), "held-out rows": (found[1], task.test)}
+    return source, compare(source, counts, at_most=list(counts))
 
 
 def note(task: TextTask, data_root: str = "") -> str:
-    """One plain line when a task's files hold less than the official ones, else "".
-
-    Raises:
-        DataError: if the hub's copy differs from the official set at all, or a mirror has more rows than it.
-    """
-    return check_official(task, find_source(task, data_root)) if task.glue else ""
-
-
-def check_official(task: TextTask, source: Source) -> str:
-    """What `note` says about the files of a GLUE task, from their row counts alone."""
-    train, test = (_count(source, file) for file in ("train", task.held_out))
-    if (train, test) == (task.train, task.test):
-        return ""
-    share = f"{train:,} of {task.train:,} training and {test:,} of {task.test:,} held-out rows"
-    if source.hub or train > task.train or test > task.test:
-        raise DataError(f"{source} holds {share}, so it is not the official set; use a mirror of {HUB}")
-    return f"{task.name}: a local subset, {share}; scores are not comparable with published ones"
-
-
-def _count(source: Source, file: str) -> int:
-    total = 0
-    for path in source.files(file):
-        with readable(path):
-            total += parquet.read_metadata(path).num_rows
-    return total
+    """What `find_files` says about a task's files; nothing about a drawn task."""
+    return find_files(task, data_root)[1] if task.glue else ""
 
 
 def read_rows(task: TextTask, source: Source, file: str) -> pd.DataFrame:
@@ -91,40 +63,23 @@ def read_rows(task: TextTask, source: Source, file: str) -> pd.DataFrame:
         DataError: for a file that cannot be read, a missing column, other classes than the official ones, a row
             without text and a label that is none of the task's.
     """
-    for path in source.files(file):
-        _check_columns(task, path)
-    columns = {column: list(source.values(file, column)) for column in (*task.columns, "label")}
-    for column in task.columns:
-        for row, text in enumerate(columns[column]):
-            if not isinstance(text, str) or not text.strip():
-                place = source.row(file, row)
-                raise DataError(f"{place}: column '{column}' holds no text ({text!r}); drop that row or mend its text")
-    for row, label in enumerate(columns["label"]):
-        try:
-            task.target(label)
-        except ValueError as error:
-            mend = "drop that row or mend its label (-1 means no label, as in GLUE's test files)"
-            raise DataError(f"{source.row(file, row)}: {error}; {mend}") from error
-    return pd.DataFrame(columns)
-
-
-def _check_columns(task: TextTask, path: Path) -> None:
-    """Columns and, where the file says them, class names are those of the official set."""
-    from datasets import Features  # here, not above: importing it takes long
-
-    with readable(path):
-        features = Features.from_arrow_schema(parquet.read_schema(path))
-    for column in (*task.columns, "label"):
-        if column not in features:
-            raise DataError(
-                f"{path} has no column '{column}'; its columns are {', '.join(features)}; rename the right one"
-            )
-    classes = tuple(getattr(features["label"], "names", None) or ())
+    classes = {column: source.column(file, column)[1] for column in (*task.columns, "label")}["label"]
     if classes and classes != task.classes:
         raise DataError(
-            f"{path}: the classes of column 'label' are {', '.join(classes)}, those of {task.title} are "
+            f"{source.folder}: the classes of column 'label' are {', '.join(classes)}, those of {task.title} are "
             f"{', '.join(task.classes) or 'numbers'}, in this order; write the file anew with the official labels"
         )
+    rows = {column: list(source.values(file, column)) for column in (*task.columns, "label")}
+    for number, (*texts, label) in enumerate(zip(*rows.values(), strict=True)):
+        try:
+            for column, text in zip(task.columns, texts, strict=True):
+                if not isinstance(text, str) or not text.strip():
+                    raise ValueError(f"column '{column}' holds no text ({text!r})")
+            task.target(label)
+        except ValueError as error:
+            advice = "drop that row or correct it (label -1 means no label, as in GLUE's test files)"
+            raise DataError(f"{source.row(file, number)}: {error}; {advice}") from error
+    return pd.DataFrame(rows)
 
 
 def unseen(train: pd.DataFrame, held_out: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -167,8 +122,7 @@ def _drawn(task: TextTask, split: str, sizes: Mapping[str, int], seed: int) -> l
 
 
 def _from_files(task: TextTask, split: str, sizes: Mapping[str, int], data_root: str, seed: int) -> list[dict]:
-    source = find_source(task, data_root)
-    check_official(task, source)
+    source, _ = find_files(task, data_root)
     file, rows = "test", read_rows(task, source, task.held_out)
     if split in ("train", "validation"):
         file, rows = "train", unseen(read_rows(task, source, "train"), rows, task.columns)

@@ -20,7 +20,7 @@ from lib.language.objective import TokenObjective, token_loss
 from lib.language.registry import TextTask, text_task
 from lib.language.scoring import score
 from lib.language.t5 import T5, load_t5
-from lib.language.tokens import Tokens, tokenise
+from lib.language.tokens import Tokenizer, Tokens, tokenise
 from lib.runtime.keys import digest
 from lib.runtime.rng import batch_indices
 from lib.study.evaluation import COLUMNS
@@ -116,9 +116,9 @@ class LanguageWorkspace(Workspace):
     def tokens(self, split: str, task: str) -> Tokens:
         """The same as token numbers."""
         if (split, task) not in self._tokens:
-            length, cache = self.study.profile.max_length, self.study.cache
-            examples = self.examples(split, task)
-            self._tokens[split, task] = tokenise(examples, self.t5.tokenizer, max_length=length, cache=cache)
+            examples, length = self.examples(split, task), self.study.profile.max_length
+            call = self.study.remember(tokenise)
+            self._tokens[split, task] = call(examples, Tokenizer(self.t5.tokenizer), max_length=length)
         return self._tokens[split, task]
 
     def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:

@@ -11,8 +11,8 @@ from lib.vision.scoring import linear_probe, score
 from lib.vision.tasks import Split, Task, load_splits, load_task
 
 __all__ = [
-    "Backbone",
     "CORRUPTIONS",
+    "Backbone",
     "Clip",
     "ImageObjective",
     "Preprocess",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from lib.files.sets import DataError, Source
+from lib.runtime.processes import cores
 
-WAITING = 8  # encoded images per core that wait to be decoded: enough to keep it busy
+WAITING = 32  # encoded images per core in memory at a time: enough to keep it busy
 
 
 def fit(image: Image.Image, size: int) -> np.ndarray:
@@ -42,21 +42,7 @@ def decode(stored: object, size: int) -> np.ndarray:
         return fit(ImageOps.exif_transpose(image), size)
 
 
-def read_images(source: Source, split: str, rows: np.ndarray, size: int) -> np.ndarray:
-    """Decode some rows of a file split, in the order asked for: uint8 [len(rows), 3, size, size].
-
-    Raises:
-        DataError: naming file and row of an image that cannot be decoded.
-    """
-    images = np.empty((len(rows), 3, size, size), dtype=np.uint8)
-    for _ in decode_rows(source, split, rows, size, images.__setitem__):
-        pass
-    return images
-
-
-def decode_rows(
-    source: Source, split: str, rows: np.ndarray, size: int, keep: Callable[[int, np.ndarray], None]
-) -> Iterator[None]:
+def decode_rows(source: Source, split: str, rows: np.ndarray, size: int) -> Iterator[tuple[int, np.ndarray]]:
     """Decode some rows of a file split on all cores, with few of them in memory at a time.
 
     Args:
@@ -64,36 +50,25 @@ def decode_rows(
         split: the file split.
         rows: which of its rows.
         size: side of the images in pixels.
-        keep: called with a place in `rows` and the image that belongs there, uint8 [3, size, size]; by several threads
-            at once, in no order.
 
     Yields:
-        None for every image that is done. Close the generator to stop early.
+        A place in `rows` and the image that belongs there, uint8 [3, size, size], in the order of the file.
 
     Raises:
         DataError: naming file and row of an image that cannot be decoded.
     """
-    place = {int(row): index for index, row in enumerate(rows)}
+    places = {int(row): place for place, row in enumerate(rows)}
 
-    def work(row: int, stored: object) -> None:
+    def work(pair: tuple[int, object]) -> tuple[int, np.ndarray]:
+        row, stored = pair
         try:
-            image = decode(stored, size)
+            return places[row], decode(stored, size)
         except Exception as error:  # Pillow raises many kinds, struct.error among them
             raise DataError(
                 f"{source.row(split, row)}: the image cannot be decoded ({error}); drop that row or copy the file again"
             ) from error
-        keep(place[row], image)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(cores)  # threads: Pillow lets others run while it decodes and resizes
-    waiting: deque[Future] = deque()
-    try:
-        for row, stored in enumerate(source.values(split, source.columns(split)[0])):
-            if row in place:
-                waiting.append(pool.submit(work, row, stored))
-            if len(waiting) > WAITING * cores:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # when this generator has ended, nothing calls `keep` any more
+    wanted = (pair for pair in source.images(split) if pair[0] in places)
+    with ThreadPoolExecutor(cores()) as pool:  # threads: Pillow lets others run while it decodes and resizes
+        while batch := list(islice(wanted, WAITING * cores())):
+            yield from pool.map(work, batch)

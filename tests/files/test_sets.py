@@ -5,12 +5,12 @@ import io
 import datasets
 import numpy as np
 import pytest
-from mirrors import make_mirror, picture, write_split
+from mirrors import make_mirror, picture, read_images, write_split
 from PIL import Image
 
-from lib.files import sets as sources
-from lib.files.sets import DataError, Source, read_contents
-from lib.vision.decoding import decode, fit, read_images
+from lib.files import sets
+from lib.files.sets import DataError, Source, find_source, read_contents
+from lib.vision.decoding import decode, fit
 
 
 @pytest.fixture
@@ -131,17 +131,17 @@ def broken(kind, folder):
         ("no test file", r"data: no file test-\*\.parquet; a set needs"),
         ("not parquet", r"train-00000-of-00001\.parquet cannot be read as parquet .*copy the file again"),
         ("cut off", r"train-00000-of-00001\.parquet cannot be read as parquet"),
-        ("no image column", r"no image column; its columns are photo, label; rename the right one to 'image'"),
-        ("no label column", r"no label column; its columns are image, class; rename the right one to 'label'"),
+        ("no image column", r"has no column 'image' or 'img'; its columns are photo, label; rename the right one"),
+        ("no label column", r"has no column 'label' or 'labels'; its columns are image, class; rename the right one"),
         ("empty split", r"split 'test' is empty"),
-        ("plain numbers", r"column 'label' of split 'train' holds numbers without class names; .*ClassLabel"),
+        ("plain numbers", r"labels of split 'train' are numbers without class names; .*ClassLabel"),
         ("label outside", r"test-00000-of-00001\.parquet, row 2: label -1 is not one of the 3 classes"),
         ("missing label", r"test-00000-of-00001\.parquet, row 1: label -1 is not one of the 3 classes"),
         ("class without images", r"class 'owl' has no training image \(1 of 3 classes have none\)"),
         ("other names", r"splits 'train' and 'test' have different class names"),
     ],
 )
-def test_one_clear_error_names_the_place_and_the_mend(source, kind, message):
+def test_one_clear_error_names_the_place_and_how_to_correct_it(source, kind, message):
     broken(kind, source.folder)
     with pytest.raises(DataError, match=message) as caught:
         read_contents(source)
@@ -158,14 +158,39 @@ def test_a_bad_image_is_named_by_file_and_row(tmp_path, data):
     read_images(Source("pets", tmp_path), "train", np.array([0, 1, 2, 3, 5]), 32)  # the others are fine
 
 
+def test_files_of_one_split_must_agree(tmp_path):
+    write_split(tmp_path, "train", [0, 1, 2])
+    write_split(tmp_path / "other", "train", [0, 1, 2], names=["owl", "red_fox", "newt"])
+    (tmp_path / "other" / "train-00000-of-00001.parquet").rename(tmp_path / "train-00001-of-00002.parquet")
+    with pytest.raises(DataError, match=r"train-00001-of-00002\.parquet: its class names are not those of the files"):
+        read_contents(Source("pets", tmp_path))
+
+
+def test_reading_from_files_asks_no_network(source, monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("asked the network"))
+    read_contents(source)
+    read_images(source, "train", np.arange(4), 16)
+
+
+def test_a_folder_is_found_below_the_root_or_what_is_there_is_named(tmp_path):
+    (tmp_path / "pets" / "plain").mkdir(parents=True)
+    assert find_source("pets", str(tmp_path), ["pets/data", "pets/plain"]).folder == tmp_path / "pets" / "plain"
+    with pytest.raises(
+        DataError, match=rf"pets/data does not exist, {tmp_path}/pets holds plain; set data_root .*'pets'"
+    ):
+        find_source("pets", str(tmp_path), ["pets/data"])
+    with pytest.raises(DataError, match=rf"birds/data does not exist, {tmp_path} holds pets; set data_root"):
+        find_source("birds", str(tmp_path), ["birds/data"])
+
+
 def test_a_hub_out_of_reach_says_to_set_data_root(monkeypatch):
     def refuse(*_, **__):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    sources.download.cache_clear()
+    sets.download.cache_clear()
     with pytest.raises(DataError, match=r"cannot fetch 'tanganke/dtd' .* \(ConnectionError\).* set data_root"):
-        sources.download("tanganke/dtd", "data")
+        sets.download("tanganke/dtd", "data")
 
 
 def test_the_hub_is_asked_only_for_the_files_of_the_three_splits(monkeypatch, tmp_path):
@@ -176,8 +201,8 @@ def test_the_hub_is_asked_only_for_the_files_of_the_three_splits(monkeypatch, tm
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    sources.download.cache_clear()
-    assert sources.download("some/set", "plain") == tmp_path / "plain"
+    sets.download.cache_clear()
+    assert sets.download("some/set", "plain") == tmp_path / "plain"
     assert asked["repository"] == "some/set" and asked["repo_type"] == "dataset"
     assert asked["allow_patterns"][0] == "plain/train-*.parquet" and len(asked["allow_patterns"]) == 3
-    sources.download.cache_clear()
+    sets.download.cache_clear()

@@ -11,11 +11,11 @@ from types import ModuleType
 import datasets
 import pytest
 
+from lib.files import sets
 from lib.files.sets import DataError
-from lib.language import examples
-from lib.language.examples import Examples, find_source, load_examples, note
+from lib.files.splits import SPLITS
+from lib.language.examples import Examples, find_files, load_examples, note
 from lib.language.registry import DRAWN, GLUE
-from lib.vision.tasks import SPLITS
 
 ROOMY = dict.fromkeys(SPLITS, 1000)
 COLA, STSB, MNLI = GLUE["cola"], GLUE["stsb"], GLUE["mnli"]
@@ -145,7 +145,7 @@ def test_a_whole_mirror_has_no_note_and_a_smaller_one_tells_its_share(tmp_path, 
     make(tmp_path, COLA)
     assert note(small_cola, str(tmp_path)) == ""
     assert note(COLA, str(tmp_path)) == (
-        "cola: a local subset, 60 of 8,551 training and 21 of 1,043 held-out rows; "
+        "cola: a local subset, 60 of 8,551 training rows, 21 of 1,043 held-out rows; "
         "scores are not comparable with published ones"
     )
     assert note(DRAWN["sentiment"]) == ""
@@ -154,32 +154,31 @@ def test_a_whole_mirror_has_no_note_and_a_smaller_one_tells_its_share(tmp_path, 
 @pytest.mark.parametrize("counts", [{"train": 61}, {"test": 22}])
 def test_a_mirror_with_more_rows_than_the_official_set_is_refused(tmp_path, small_cola, counts):
     make(tmp_path, COLA, **counts)
-    with pytest.raises(
-        DataError, match=r"glue/cola holds 6\d of 60 training and 2\d of 21 held-out rows, so it is not"
-    ):
+    with pytest.raises(DataError, match=r"glue/cola holds 6\d of 60 training rows, 2\d of 21 held-out rows: it is not"):
         load(tmp_path, small_cola)
 
 
 def test_the_hub_must_hold_the_official_rows(tmp_path, small_cola, monkeypatch):
     make(tmp_path, COLA)
     asked = []
-    monkeypatch.setattr(examples, "download", lambda *where: asked.append(where) or tmp_path / "glue" / "cola")
+    monkeypatch.setattr(sets, "download", lambda *where: asked.append(where) or tmp_path / "glue" / "cola")
     assert load("", small_cola) == load(tmp_path, small_cola) and asked[0][:2] == ("nyu-mll/glue", "cola")
-    with pytest.raises(DataError, match=r"holds 60 of 8,551 training .* use a mirror of nyu-mll/glue"):
+    with pytest.raises(DataError, match=r"hub:nyu-mll/glue holds 60 of 8,551 training .* use a mirror of that"):
         load("")
 
 
 @pytest.mark.parametrize("name", ["cola", "mnli"])
 def test_the_two_labelled_files_are_fetched_from_the_hub(tmp_path, monkeypatch, name):
     patterns = []
-    examples.download.cache_clear()
+    sets.download.cache_clear()
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
         lambda *_, allow_patterns, **__: patterns.extend(allow_patterns) or tmp_path,
     )
-    assert find_source(GLUE[name]).folder == tmp_path / name
+    with pytest.raises(DataError, match=rf"{tmp_path / name}: no file train-"):  # nothing was fetched
+        find_files(GLUE[name])
     assert patterns == [f"{name}/train-*.parquet", f"{name}/{GLUE[name].held_out}-*.parquet"]
-    examples.download.cache_clear()
+    sets.download.cache_clear()
 
 
 # --- errors
@@ -229,7 +228,7 @@ def spoil(kind, root):
         ("no label column", r"train-00000-of-00001\.parquet has no column 'label'; its columns are sentence, class"),
         ("second file without a column", r"train-00001-of-00002\.parquet has no column 'label'"),
         ("empty text", r"train-00000-of-00001\.parquet, row 20: column 'sentence' holds no text \(' \\n'\); drop that"),
-        ("missing text", r"row 1: column 'sentence' holds no text \(None\); drop that row or mend its text"),
+        ("missing text", r"row 1: column 'sentence' holds no text \(None\); drop that row or correct it"),
         ("number for text", r"row 0: column 'sentence' holds no text \(7\)"),
         ("hidden label", r"parquet, row 3: label -1 is not one of the 2 classes \(0 to 1\); drop .*-1 means no label"),
         ("label outside", r"parquet, row 0: label 7 is not one of the 2 classes \(0 to 1\)"),
@@ -242,7 +241,7 @@ def spoil(kind, root):
         ("too few", r"glue/cola: 1 usable rows are too few to make split 'train'; add some"),
     ],
 )
-def test_one_clear_error_names_the_place_and_the_mend(tmp_path, kind, message):
+def test_one_clear_error_names_the_place_and_how_to_correct_it(tmp_path, kind, message):
     make(tmp_path, COLA)
     spoil(kind, tmp_path)
     with pytest.raises(DataError, match=message) as caught:

@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from mirrors import make_mirror
 
 from lib import figures
 from lib.study.profiles import get_profile
 from lib.study.run_notebook import run_notebook
 from lib.study.study import ROOT
-from tests.mirrors import make_mirror
 
 SMALL = {
     "model": "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=48, depth=2, num_heads=3)", "pretrained": "",
@@ -24,7 +24,8 @@ def test_notebook_15_runs_on_any_mirror(tmp_path, monkeypatch):
     for name in ("one", "two"):
         make_mirror(tmp_path / "mirror", name)
     study = tmp_path / "study"  # what runs a copy of lib, files its results beside that
-    shutil.copytree(ROOT / "lib", study / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("lib", "data/registry"):
+        shutil.copytree(ROOT / folder, study / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setenv("PYTHONPATH", str(study))
     given = {**SMALL, "data_root": str(tmp_path / "mirror"), "precision": "fp32"}
     run_notebook(ROOT / "notebooks" / "15_real_images.ipynb", tmp_path / "15.ipynb", given, stream=io.StringIO())

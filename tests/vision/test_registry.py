@@ -6,10 +6,13 @@ import time
 import pytest
 from mirrors import make_mirror
 
+from lib.files import sets
+from lib.files.registry import read_registry
+from lib.files.sets import DataError
+from lib.files.splits import SPLITS
 from lib.study.profiles import REAL_TASKS
-from lib.vision import tasks
 from lib.vision.registry import REGISTRY, RealSet
-from lib.vision.tasks import SPLITS, DataError, load_split, load_task
+from lib.vision.tasks import load_split, load_task
 
 
 @pytest.fixture
@@ -19,7 +22,15 @@ def root(tmp_path):
 
 
 def register(monkeypatch, **changes):
-    options = {"title": "Pets", "hub": "zoo/pets", "classes": 3, "train": 60, "test": 20, "templates": ("a {}.",)}
+    options = {
+        "name": "pets",
+        "title": "Pets",
+        "hub": "zoo/pets",
+        "classes": 3,
+        "train": 60,
+        "test": 20,
+        "templates": ("a {}.",),
+    }
     monkeypatch.setitem(REGISTRY, "pets", RealSet(**options | changes))
 
 
@@ -33,26 +44,31 @@ def test_a_local_subset_is_reported_in_one_line(root, monkeypatch, capsys):
     register(monkeypatch, classes=397, train=19_850)
     note = load_task("pets", data_root=str(root)).note
     assert note == (
-        "pets: a local subset, 3 of 397 classes, 60 training images; scores are not comparable with published ones"
+        "pets: a local subset, 3 of 397 classes, 60 of 19,850 training images, 20 of 20 test images; "
+        "scores are not comparable with published ones"
     )
     assert capsys.readouterr().out == note + "\n"
 
 
 def test_more_classes_than_official_are_an_error(root, monkeypatch):
     register(monkeypatch, classes=2)
-    with pytest.raises(DataError, match=r"pets.data has 3 classes, more than the official 2"):
+    with pytest.raises(
+        DataError, match=r"pets.data holds 3 of 2 classes, .* not the official set; use a mirror of that"
+    ):
         load_task("pets", data_root=str(root))
 
 
 def test_the_hub_must_hold_the_official_set(root, monkeypatch, tmp_path):
     options = {"sizes": {}, "image_size": 16, "cache": tmp_path / "cache"}
-    monkeypatch.setattr(tasks, "download", lambda hub, folder: root / "pets" / folder)
+    monkeypatch.setattr(sets, "download", lambda hub, folder, splits: root / "pets" / folder)
     register(monkeypatch)
     task = load_task("pets")
     assert task.source == "hub:zoo/pets" and len(load_split(task, "train", **options).labels) == 54
     for change in ({"classes": 4}, {"train": 61}, {"test": 19}):
         register(monkeypatch, **change)
-        with pytest.raises(DataError, match=r"zoo/pets holds 3 classes, 60 training and 20 test images; official are"):
+        with pytest.raises(
+            DataError, match=r"hub:zoo/pets holds 3 of . classes, 60 of .. training .* not the official"
+        ):
             load_task("pets")
 
 
@@ -72,6 +88,39 @@ def test_the_registry_is_in_order():
         assert official.templates and all(t.count("{}") == 1 and t == t.strip() for t in official.templates)
         assert len(set(official.templates)) == len(official.templates)
         assert not any(t.format("x").count("{") for t in official.templates)
+
+
+GOOD = 'title = "Pets"\nhub = "zoo/pets"\nclasses = 3\ntrain = 60\ntest = 20\ntemplates = ["a {}."]\n'
+
+
+def test_a_set_is_added_in_the_file(tmp_path):
+    path = tmp_path / "images.toml"
+    path.write_text(f'[pets]\n{GOOD}[pets.prompted]\nred_fox = "fox"\n')
+    known = read_registry(path, RealSet)
+    assert known == {"pets": RealSet("pets", "Pets", "zoo/pets", 3, 60, 20, ("a {}.",), prompted={"red_fox": "fox"})}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("classes = 3", "classes = true"), r"entry pets\.classes: .*integer, not True"),
+        (GOOD.replace('["a {}."]', '["a {}.", 3]'), r"entry pets\.templates\.1: .*string, not 3"),
+        (GOOD.replace('title = "Pets"\n', ""), r"entry pets\.title: Field required; correct"),
+        (GOOD + "clases = 3\n", r"entry pets\.clases: Unexpected"),
+    ],
+)
+def test_a_wrong_entry_is_named(tmp_path, text, message):
+    path = tmp_path / "images.toml"
+    path.write_text(f"[pets]\n{text}")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_registry(path, RealSet)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_class_names_are_prompted_as_the_registry_says(tmp_path, monkeypatch):
+    register(monkeypatch, prompted={"red_fox": "fox"})
+    make_mirror(tmp_path, "pets")
+    assert load_task("pets", data_root=str(tmp_path)).class_names == ("fox", "owl", "newt")
 
 
 def test_a_copy_of_a_hub_repository_keeps_its_own_folder_name(tmp_path, monkeypatch):

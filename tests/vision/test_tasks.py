@@ -9,13 +9,13 @@ import torch
 from mirrors import make_mirror, picture, write_split
 
 import worlds.images
-from lib.files.sets import Contents
-from lib.files.splits import choose_rows, stratified_order
+from lib.files.sets import Contents, DataError
+from lib.files.splits import SPLITS, choose_rows, stratified_order
 from lib.runtime.names import named_rng
 from lib.study.profiles import DRAWN_TASKS, REAL_TASKS
 from lib.vision import tasks
 from lib.vision.registry import REGISTRY
-from lib.vision.tasks import SPLITS, DataError, load_split, load_task, prepare
+from lib.vision.tasks import load_split, load_splits, load_task
 from worlds.images import Job, draw_split, draw_splits, source_tag
 
 STAND_IN = """
@@ -131,9 +131,10 @@ def test_the_second_time_comes_from_the_cache(stand_in, load, monkeypatch):
     assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
 
 
-def test_prepare_fills_the_cache_and_leaves_nothing_else(stand_in, tmp_path, load):
+def test_loading_fills_the_cache_and_leaves_nothing_else(stand_in, tmp_path, load):
     task, cache = load_task("stand_in"), tmp_path / "cache"
-    prepare([task], sizes=SIZES, image_size=32, cache=cache)
+    for split in SPLITS:
+        load_splits([task], split, sizes=SIZES, image_size=32, cache=cache)
     files = sorted(path.name for path in (cache / "splits").iterdir())
     assert len(files) == 4 and all(name.endswith(".safetensors") and not name.startswith(".") for name in files)
     (cache / "splits" / files[0]).write_bytes(b"cut off")
@@ -245,12 +246,14 @@ def test_an_unknown_task_lists_what_there_is(root, name):
 
 
 def test_a_missing_set_or_root_is_named(root, tmp_path):
-    with pytest.raises(DataError, match=r"root/mnist does not exist; copy the set there"):
+    with pytest.raises(
+        DataError, match=r"root/mnist/data does not exist, .*root holds pets; set data_root .* or drop 'mnist'"
+    ):
         load_task("mnist", data_root=str(root))
     with pytest.raises(DataError, match=r"data_root .*nowhere is not a folder"):
         load_task("mnist", data_root=str(tmp_path / "nowhere"))
     (root / "hollow").mkdir()
-    with pytest.raises(DataError, match=r"root/hollow: no folder 'data' in it"):
+    with pytest.raises(DataError, match=r"root/hollow/data does not exist, .*root/hollow holds no folder"):
         load_task("hollow", data_root=str(root))
 
 
@@ -281,5 +284,5 @@ def test_a_wrong_split_or_size_is_named(stand_in, load, root):
 def test_too_few_images_for_a_split_are_an_error(tmp_path, load):
     make_mirror(tmp_path, "few", train=6, test=1)
     task = load_task("few", data_root=str(tmp_path))
-    with pytest.raises(DataError, match=r"1 images of 'test' are too few to make split 'test'"):
+    with pytest.raises(DataError, match=r"1 images of 'test' are too few to make 'test'; add some"):
         load(task, "test", tmp_path)

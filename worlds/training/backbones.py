@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.runtime import store
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime, choose_runtime
 from lib.runtime.disk import ROOT
@@ -34,6 +33,7 @@ from lib.vision.objective import image_loss
 from lib.vision.scoring import score
 from worlds.images import DRAWN, Job, draw_splits
 from worlds.images.web import WILDNESS
+from worlds.training import shipping
 
 FOLDER = ROOT / "data" / "tiny_backbones"
 
@@ -131,12 +131,12 @@ def pretrain(recipe: Recipe, runtime: Runtime, checkpoint: Checkpoint | None = N
     def accuracy(encoder: nn.Module) -> float:
         return score(image_features(encoder, images[few], *given), head, labels[few])["accuracy"]
 
-    theta, curve = fine_tune(
+    expert = fine_tune(
         model, model.initial(), image_loss(head, (images, labels), *given, **named), accuracy,
         task="web", steps=recipe.steps, learning_rate=recipe.learning_rate, checkpoint=checkpoint,
     )  # fmt: skip
-    curve = curve.drop(columns="task").rename(columns={"validation_accuracy": "accuracy"})
-    return model.move_to(theta).cpu().eval(), curve
+    curve = expert.curve.drop(columns="task").rename(columns={"validation_accuracy": "accuracy"})
+    return model.move_to(expert.theta).cpu().eval(), curve
 
 
 def ship(encoder: nn.Module, recipe: Recipe, name: str, folder: Path = FOLDER) -> Path:
@@ -149,7 +149,7 @@ def ship(encoder: nn.Module, recipe: Recipe, name: str, folder: Path = FOLDER) -
         folder: where to; files already there are replaced, atomically.
     """
     place = folder / name.lower()
-    return store.ship(encoder.state_dict(), place.with_suffix(".safetensors"), place.with_suffix(".json"), recipe)
+    return shipping.ship(encoder.state_dict(), place.with_suffix(".safetensors"), place.with_suffix(".json"), recipe)
 
 
 def main() -> None:

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from lib.runtime import store
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime, choose_runtime
 from lib.runtime.disk import ROOT, atomic_path
@@ -31,6 +30,7 @@ from lib.vision.batches import shifted
 from lib.vision.models import TINY_CLIP, Preprocess
 from worlds.images import DRAWN
 from worlds.images.web import NOTHING, PHRASES, draw_web
+from worlds.training import shipping
 
 VOCABULARY = 800
 CONFIG = {
@@ -183,7 +183,7 @@ def ship(model: nn.Module, recipe: Recipe, folder: Path) -> Path:
     config = {"model_cfg": CONFIG, "preprocess_cfg": preprocess}
     with atomic_path(folder / "open_clip_config.json") as path:
         path.write_text(json.dumps(config, indent=1) + "\n")
-    return store.ship(model.state_dict(), folder / "open_clip_model.safetensors", folder / "recipe.json", recipe)
+    return shipping.ship(model.state_dict(), folder / "open_clip_model.safetensors", folder / "recipe.json", recipe)
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5
 
 from lib.language.registry import DRAWN, GLUE
 from lib.language.t5 import TINY_T5
-from lib.runtime import store
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.disk import ROOT
 from lib.runtime.keys import key_of
@@ -29,6 +28,7 @@ from lib.study.tables import save_table
 from lib.vectors.fine_tuning import learning_rate_at
 from worlds.text.mixture import SENTINELS, draw_examples
 from worlds.text.world import WORDS
+from worlds.training import shipping
 
 VOCABULARY = 1408
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"  # ids 0, 1, 2, as in T5's own vocabulary
@@ -247,7 +247,7 @@ def ship(model: T5ForConditionalGeneration, recipe: Recipe, folder: Path) -> Pat
     GenerationConfig(**special).save_pretrained(folder)
     shared = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"}  # tied to shared.weight
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
-    return store.ship(state, folder / "model.safetensors", folder / "recipe.json", recipe, format="pt")
+    return shipping.ship(state, folder / "model.safetensors", folder / "recipe.json", recipe, format="pt")
 
 
 def main() -> None:
