@@ -1,18 +1,19 @@
 """What others wrote: checkpoints of experts, pickles that run no code, data sets, and whose fine-tuning it is."""
 
-from lib.files.experts import check_activation, load_published
-from lib.files.lineages import one_lineage
-from lib.files.pickled import read_tensors
-from lib.files.sets import DataError, Source, read_contents
-from lib.files.splits import choose_rows
+from lib.runtime.index import index
 
-__all__ = [
-    "DataError",
-    "Source",
-    "check_activation",
-    "choose_rows",
-    "load_published",
-    "one_lineage",
-    "read_contents",
-    "read_tensors",
-]
+# Public name -> the module that has it. Nothing is imported before it is used: the Snakefile reads profiles, which
+# name lineages, and should not wait for torch.
+__getattr__, __all__ = index(
+    __name__,
+    {
+        "check_activation": "experts",
+        "load_published": "experts",
+        "one_lineage": "lineages",
+        "read_tensors": "pickled",
+        "DataError": "sets",
+        "Source": "sets",
+        "read_contents": "sets",
+        "choose_rows": "splits",
+    },
+)
