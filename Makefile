@@ -2,7 +2,7 @@
 #
 #   make study                                     the tiny profile, offline, on any CPU
 #   make study PROFILE=tiny-real DATA_ROOT=~/data  the same line on real images
-#   make reproduce                                 all seeds, full budgets: the committed tables
+#   make reproduce                                 all seeds, full budgets, as the committed tables were made
 #   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
 #   make study PROFILE=clip-vit-l-14 GPUS=4        several GPUs share the work of each notebook
 #   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
@@ -51,6 +51,7 @@ $(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
 	@touch $@
 
+# Everything that a run leaves is below runs/, which git ignores; only `make publish` writes what is committed.
 study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped (GPUS=4: on several)
 	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
 	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" gpus="$(GPUS)" params="$(PARAMS)"
@@ -88,26 +89,28 @@ benchmark: $(PEERS) ## Time one mask step against FusionBench and a memory copy 
 	@$(PY) -m lib.figures --benchmarks
 
 # Without a PROFILE all committed sets: vision, language, real images.
-figures: $(READY) ## Redraw every figure of the full run from its saved tables; runs no model
+figures: $(READY) ## Redraw the committed figures from the committed tables; runs no model
 	@for profile in $(if $(filter file,$(origin PROFILE)),tiny-full tiny-t5 deit-tiny,$(PROFILE)); do \
 	  $(PY) -m lib.figures --profile $$profile --seed "$(SEED)" || exit 1; done
 
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
-publish: $(READY) ## Copy the outputs of the last run (PROFILE, SEED) into notebooks/, ready to commit
-	@$(PY) -m lib.study.publish --profile "$(PROFILE)" --seed "$(SEED)"
+publish: $(READY) ## Make a run's tables (PROFILE, SEEDS), outputs and figures the committed ones, ready to commit
+	@$(PY) -m lib.study.publish --profile "$(PROFILE)" --seeds "$(SEEDS)"
+	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(firstword $(SEEDS))"
 
 pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT, tiny T5 (up to an hour)
 	@$(PY) -m worlds.training.tiny_clip
 	@$(PY) -m worlds.training.backbones
 	@$(PY) -m worlds.training.tiny_t5
 
-lint: $(READY) ## Check style and format of code and notebooks
+lint: $(READY) ## Check style and format of code and notebooks, and which room imports which
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
+	@$(VENV)/bin/lint-imports
 
-format: $(READY) ## Mend style and format where that is automatic
+format: $(READY) ## Fix style and format where that is automatic
 	@$(PY) -m ruff check --fix
 	@$(PY) -m ruff format
 
@@ -125,7 +128,7 @@ lock: $(READY) ## Choose versions anew and write the locks
 
 clean: ## Remove what was generated (not .venv, not the committed results)
 	rm -rf runs data/cache .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find lib worlds benchmarks tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 distclean: clean ## The same, and the virtual environment .venv
 	rm -rf .venv

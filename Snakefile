@@ -9,11 +9,16 @@ import hashlib
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-from lib.runtime.parameters import typed
-from lib.study.profiles import SETTINGS, family_of, get_profile
+try:
+    from lib.runtime.parameters import typed
+    from lib.study.inputs import label_of
+    from lib.study.profiles import SETTINGS, family_of, get_profile
+except ValueError as error:  # data/profiles.toml cannot be read
+    raise WorkflowError(str(error)) from None
 
 # One row per notebook: the notebooks whose results it needs, the tables it writes.
 NOTEBOOKS = {
@@ -93,17 +98,17 @@ ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, valu
 ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, value)]
 ARGUMENTS = shlex.join(ARGUMENTS)  # no rule's params: a {task} in it would be taken for a wildcard
 
-# The same check as in the notebooks, before anything runs. Changed parameters file their results under a name of their own.
+# The same check as in the notebooks, before anything runs, and the same name: changed parameters, other data and other
+# experts file their results under names of their own.
 try:
     fields = {name: typed(value) for name, value in PARAMS.items()} | TEXTS
     profile = get_profile(TEXTS["profile"], **{k: v for k, v in fields.items() if k not in SETTINGS})
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-PROFILE = profile.label
+LABEL = label_of(profile, TEXTS.get("data_root", ""))
 # A profile runs the notebooks of its family.
 NOTEBOOKS = {name: row for name, row in NOTEBOOKS.items() if family_of(name) == profile.family}
-RUNS = f"runs/{PROFILE}"
-RESULTS = f"data/results/{PROFILE}"
+RUNS = f"runs/{LABEL}"  # ignored by git, like everything that a run leaves; only `make publish` writes what is committed
 
 
 def digest(*parts):
@@ -116,13 +121,14 @@ def code_of(notebook):
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
-# A notebook runs again when its code, any module of lib or the shipped model has changed. That is decided by content,
+# A notebook runs again when its code, any module, or what is shipped and read has changed. That is decided by content,
 # which goes into the rule's params; times of files say nothing after a clone. Sources are therefore `ancient` inputs.
 # A change of lib repeats every notebook: simple, safe, and cheap, because long results are kept by lib's own cache.
+READ = ("lib/**/*.py", "worlds/**/*.py", "data/profiles.toml", "data/registry/*", "data/tiny_*/*")
 SHARED = digest(
     [
         (path.as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted([*Path("lib").rglob("*.py"), *Path("data").glob("tiny_*/*")])
+        for path in sorted(path for pattern in READ for path in Path().glob(pattern))
         if path.is_file()
     ]
 )
@@ -166,7 +172,7 @@ rule all:
         f"{RUNS}/figures.done",
         ALL,
         [
-            f"{RESULTS}/seed{seed}/{table}.csv"
+            f"{RUNS}/seed{seed}/{table}.csv"
             for notebook, (_, tables) in NOTEBOOKS.items()
             for seed in seeds_of(notebook)
             for table in tables
@@ -184,8 +190,7 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
                 needs=[executed(need, seed) for need in needs],
             output:
                 executed=executed(notebook, seed),
-                # update(): a committed table stays until the notebook replaces it, and comes back if the notebook fails.
-                tables=[update(f"{RESULTS}/seed{seed}/{table}.csv") for table in tables],
+                tables=[f"{RUNS}/seed{seed}/{table}.csv" for table in tables],
             params:
                 code=digest(code_of(notebook), SHARED, ARGUMENTS),
                 seed=seed,
@@ -205,14 +210,16 @@ rule figures:
     output:
         touch(f"{RUNS}/figures.done"),
     params:
-        profile=shlex.quote(PROFILE),
+        results=shlex.quote(RUNS),
         seed=SEEDS[0],
     shell:
-        "{PYTHON} -m lib.figures --profile {params.profile} --seed {params.seed}"
+        "{PYTHON} -m lib.figures --results {params.results} --seed {params.seed}"
 
 
 onsuccess:
-    print(f"\nDone. Executed notebooks: {RUNS}   tables: {RESULTS}   figures: figures/{PROFILE}", flush=True)
+    print(f"\nDone. Executed notebooks and tables: {RUNS}/seed*   figures: {RUNS}/figures", flush=True)
+    command = [sys.executable, "-m", "lib.study.compare", "--root", ".", "--profile", LABEL]
+    subprocess.run([*command, "--seeds", " ".join(map(str, SEEDS))])
 
 
 onerror:

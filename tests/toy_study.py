@@ -9,17 +9,18 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
+from lib.runtime.disk import ROOT
+from lib.study.inputs import label_of, without_data
 from lib.study.profiles import get_profile
-from lib.study.study import ROOT
 
 FIRST, SECOND = "00_pretraining", "01_fine_tuning"
 TABLES = {FIRST: ("pretraining", "probe"), SECOND: ("learning_curves", "cross_evaluation")}
 CHANGED = {"mask_steps": 7, "experts": "/a place/{task}/finetuned.pt"}  # a value that shells could take apart
-LABEL = get_profile("tiny", **CHANGED).label
+LABEL = label_of(get_profile("tiny", **CHANGED))  # the experts, which are not there, count as ones on the hub
 PARAMETERS = "profile, seed, mask_steps, experts = '', -1, 0, ''"
 WRITE = """
 from pathlib import Path
-folder = Path("data/results") / {label!r} / f"seed{{seed}}"
+folder = Path("runs") / {label!r} / f"seed{{seed}}"
 folder.mkdir(parents=True, exist_ok=True)
 for table in {tables!r}:
     (folder / f"{{table}}.csv").write_text(f"{{profile}};{{seed}};{{mask_steps}};{{experts}}")
@@ -72,7 +73,11 @@ def check_toy_study(root: Path, run: subprocess.CompletedProcess, attempts: int)
     for name, tables in TABLES.items():
         assert (root / executed(name)).is_file()
         for table in tables:
-            assert (root / "data" / "results" / LABEL / "seed3" / f"{table}.csv").read_text() == wanted
+            assert (root / "runs" / LABEL / "seed3" / f"{table}.csv").read_text() == wanted
+    assert sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) == [
+        "Snakefile", "half.txt", "notebooks", "runs",
+    ], "a run writes below runs/ only"  # fmt: skip
+    assert f"there are no committed tables of profile '{without_data(LABEL)}', seed 3" in run.stdout
     first, second = ((root / executed(name)).with_suffix(".log").read_text() for name in TABLES)
     assert first.count("tables written") == 1
     assert second.count("4 cells with") == attempts

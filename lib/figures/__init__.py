@@ -1,4 +1,4 @@
-"""Every figure of the study, drawn from saved tables alone: `python -m lib.figures --profile tiny`.
+"""Every figure of the study, drawn from saved tables alone: `python -m lib.figures --profile tiny-full`.
 
 A notebook shows a figure by the same function that this command calls, so what is committed below `figures/` is
 what the notebook shows. Colours are seaborn's colour-blind-safe palette; heat maps use perceptually uniform maps.
@@ -51,9 +51,8 @@ from lib.figures.merging import (
 from lib.figures.method import method
 from lib.figures.protocol import hypergradient, protocol
 from lib.figures.real import real_images, weak_experts
-from lib.runtime.disk import atomic_path
-from lib.study.study import ROOT, all_seeds
-from lib.study.tables import load_table
+from lib.runtime.disk import ROOT, atomic_path
+from lib.study.tables import all_seeds, load_table
 
 Table = pd.DataFrame
 
@@ -93,29 +92,33 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def draw_all(profile: str, root: Path = ROOT, seed: int = 0) -> list[Path]:
-    """Draw every figure whose table is there, below `figures/<profile>/` (other seeds: a folder of their own in it).
+def draw_all(results: Path, out: Path, seed: int = 0) -> list[Path]:
+    """Draw every figure whose table is there.
+
+    Args:
+        results: folder with the tables of each seed, such as data/results/tiny-full or runs/tiny.
+        out: where the figures go (of seeds other than 0: a folder of their own in it).
+        seed: whose tables the figures of one seed are drawn from.
+
+    Returns:
+        The files that were written.
 
     Raises:
-        FileNotFoundError: if the profile has no saved tables; names those that have.
+        FileNotFoundError: if there are no tables of that seed.
     """
-    results, folder = root / "data" / "results", root / "figures" / profile
-    tables = results / profile / f"seed{seed}"
-    folder = folder / f"seed{seed}" if seed else folder
+    tables, out = results / f"seed{seed}", out / f"seed{seed}" if seed else out
     if not list(tables.glob("*.csv")):
-        there = ", ".join(sorted(f"{path.parent.name} ({path.name})" for path in results.glob("*/seed*"))) or "none"
-        raise FileNotFoundError(f"no saved tables of '{profile}', seed {seed}: run `make study` first; saved: {there}")
+        raise FileNotFoundError(f"no saved tables of seed {seed} in {results}: run `make study` first")
     shown = (drawn for drawn, table in FORMULAS.items() if (tables / f"{table}.csv").is_file())
-    written = [save(drawn(), folder / f"{drawn.__name__}.png") for drawn in shown]
+    written = [save(drawn(), out / f"{drawn.__name__}.png") for drawn in shown]
     if (tables / "contact_sheet.png").is_file():
         rows = list(load_table(tables / "learning_curves.csv")["task"].unique())
         sheet = Image.open(tables / "contact_sheet.png")
-        written.append(save(contact_sheet(sheet, rows), folder / "contact_sheet.png"))
+        written.append(save(contact_sheet(sheet, rows), out / "contact_sheet.png"))
     for name, drawn in FIGURES.items():
         if (tables / f"{name}.csv").is_file():
-            everything = drawn in ALL_SEEDS
-            table = all_seeds(results / profile, name) if everything else load_table(tables / f"{name}.csv")
-            written.append(save(drawn(table), folder / f"{name}.png"))
+            table = all_seeds(results, name) if drawn in ALL_SEEDS else load_table(tables / f"{name}.csv")
+            written.append(save(drawn(table), out / f"{name}.png"))
     return written
 
 

@@ -1,21 +1,27 @@
-"""Copy the outputs of executed notebooks back into `notebooks/`, ready to commit: `python -m lib.study.publish`.
+"""Make a run's tables the committed ones, and its outputs those of `notebooks/`: `python -m lib.study.publish`.
 
 Only outputs and execution counts travel. The text and the code of a committed notebook stay as they are, and what
-papermill adds (the injected parameters, timings, paths of this machine) does not come along.
+papermill adds (the injected parameters, timings, paths of this machine) does not come along. Nothing is written unless
+everything fits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
 
-from lib.runtime.disk import ROOT
+from lib.runtime.disk import ROOT, atomic_path
+from lib.study.inputs import DATA, TOLD, without_data
 from lib.study.profiles import family_of, get_profile
 
 Notebook = nbformat.NotebookNode
+TABLES = ("*.csv", "*.png", "about.json")
 
 
 def with_outputs(source: Notebook, executed: Notebook) -> Notebook:
@@ -40,48 +46,116 @@ def with_outputs(source: Notebook, executed: Notebook) -> Notebook:
     return source
 
 
-def publish(executed_folder: Path, notebook_folder: Path, family: str = "vision") -> list[Path]:
-    """Give every notebook of a family the outputs of its executed copy; nothing is written unless all fit.
+def _code(notebook: Notebook) -> list[Notebook]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
-    Returns:
-        The notebooks that were written.
+
+def notebooks_with_outputs(executed: Path, notebooks: Path, family: str = "vision") -> dict[Path, Notebook]:
+    """Every notebook of a family with the outputs of its executed copy, by its path; nothing is written.
 
     Raises:
-        FileNotFoundError: if `executed_folder` holds no copy of one of the notebooks.
+        FileNotFoundError: if `executed` holds no copy of one of the notebooks.
         ValueError: if a notebook's code has changed since its run.
     """
     ready = {}
-    for path in sorted(path for path in notebook_folder.glob("*.ipynb") if family_of(path.name) == family):
-        copy = executed_folder / path.name
+    for path in sorted(path for path in notebooks.glob("*.ipynb") if family_of(path.name) == family):
+        copy = executed / path.name
         if not copy.is_file():
             raise FileNotFoundError(f"{copy} does not exist; run `make study` first")
         try:
             ready[path] = with_outputs(nbformat.read(path, as_version=4), nbformat.read(copy, as_version=4))
         except ValueError as error:
             raise ValueError(f"{path}: {error}; run `make study` again") from error
+    return ready
+
+
+def tables_of(run: Path, seeds: Sequence[int]) -> dict[str, Path]:
+    """The files of a run's tables, by their places below the committed folder, such as seed0/fusion.csv.
+
+    Raises:
+        FileNotFoundError: if a seed has no tables.
+    """
+    found = {}
+    for seed in seeds:
+        files = [path for kind in TABLES for path in sorted((run / f"seed{seed}").glob(kind))]
+        if not files:
+            raise FileNotFoundError(f"{run} has no tables of seed {seed}; run `make study SEEDS={seed}` first")
+        found |= {f"seed{seed}/{path.name}": path for path in files}
+    return found
+
+
+def run_of(root: Path, label: str) -> Path:
+    """The folder of a run: of that label or, if there is none, the one run of it on data of the user's.
+
+    Raises:
+        FileNotFoundError: if there is none, or more than one.
+    """
+    if (run := root / "runs" / label).is_dir():
+        return run
+    found = sorted(path for path in (root / "runs").glob("*") if DATA in path.name and without_data(path.name) == label)
+    if len(found) != 1:
+        several = f"runs on several data: {', '.join(path.name for path in found)}; name one as the profile"
+        raise FileNotFoundError(several if found else f"there is no {run}; run `make study PROFILE={label}` first")
+    return found[0]
+
+
+def publish(root: Path, label: str, seeds: Sequence[int]) -> tuple[list[Path], list[Path]]:
+    """Copy the tables of a run to data/results and, of a family's default profile, the outputs of the first seed.
+
+    Other profiles leave the notebooks alone, which show the default one.
+
+    Args:
+        root: the checkout.
+        label: the profile's name, or the name of any folder of runs.
+        seeds: whose tables.
+
+    Returns:
+        The files of tables, and the notebooks, that were written.
+
+    Raises:
+        FileNotFoundError: if the run, a seed of it or the run of one of the notebooks is not there.
+        ValueError: for an unknown profile, or if a notebook's code has changed since its run.
+    """
+    profile = get_profile(without_data(label).partition("+")[0])  # changed parameters: tiny+mask_steps=50
+    run, committed = run_of(root, label), root / "data" / "results" / without_data(label)
+    shown = profile.name == profile.default
+    ready: Mapping[Path, Notebook] = {}
+    if shown:
+        ready = notebooks_with_outputs(run / f"seed{seeds[0]}", root / "notebooks", profile.family)
+    tables = tables_of(run, seeds)
+    for place, path in tables.items():
+        with atomic_path(committed / place) as temporary:
+            if path.name == "about.json":
+                temporary.write_text(_without_paths(path.read_text()))
+            else:
+                shutil.copyfile(path, temporary)
     for path, notebook in ready.items():
         nbformat.write(notebook, path)
-    return list(ready)
+    return [committed / place for place in tables], list(ready)
+
+
+def _without_paths(about: str) -> str:
+    """`about.json` without the folder of this machine that the data were in."""
+    noted = json.loads(about)
+    noted.get("inputs", {}).pop(TOLD, None)
+    return json.dumps(noted, indent=1) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib.study.publish", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="tiny")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", default="tiny", help="a profile, or a folder of runs such as tiny+mask_steps=50")
+    parser.add_argument("--seeds", default="0", help='whose tables, such as "0 1 2"; outputs are those of the first')
     given = parser.parse_args(arguments)
     try:
-        family = get_profile(given.profile.split("+")[0]).family  # changed parameters: tiny+mask_steps=50
-        written = publish(ROOT / "runs" / given.profile / f"seed{given.seed}", ROOT / "notebooks", family)
+        tables, notebooks = publish(ROOT, given.profile, [int(seed) for seed in given.seeds.split()])
     except (FileNotFoundError, ValueError) as error:
         print(f"Nothing published: {error}", file=sys.stderr)
         return 1
-    print(f"Outputs of {given.profile}, seed {given.seed}, are now in: " + ", ".join(path.name for path in written))
+    print(f"Published {given.profile}, seeds {given.seeds}: {len(tables)} files in {tables[0].parents[1]}")
+    shown = ", ".join(path.name for path in notebooks) or "of no notebook, since they show the default profile"
+    print(f"Outputs: {shown}")
     return 0
-
-
-def _code(notebook: Notebook) -> list[Notebook]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from lib.files.lineages import OWN, one_lineage
+from lib.runtime.disk import ROOT
 from lib.runtime.parameters import closest
-from lib.study.study import ROOT
 
 PUBLISHED = ROOT / "data" / "reference" / "published.csv"
 # The paper's data sets in the order of its tables, and what stands in the place of each: drawn, or another real set.
@@ -54,7 +54,7 @@ def published(*, lineage: str, model: str, experiment: str, path: Path = PUBLISH
 
 
 def model_like(name: str) -> str:
-    """The published model to hold a profile's model against: its own scores where there are any, else ViT-B/32's."""
+    """The published model to compare a profile's model with: its own scores where there are any, else ViT-B/32's."""
     return {"ViT-L-14": "ViT-L/14", "ViT-L-14-quickgelu": "ViT-L/14"}.get(name, "ViT-B/32")
 
 

@@ -4,20 +4,20 @@ papermill does the work; this adds what is missing when nobody looks at a browse
 it prints it, a short message when it fails, and an output file that has its name only once the run has finished.
 Plain `papermill IN OUT -p seed 1` works just as well.
 
-On several GPUs: `torchrun --standalone --nproc-per-node 4 -m lib.study.run_notebook IN OUT`. Every process runs the whole
-notebook, and what they share is said in `lib.runtime.ranks`. The first one shows and writes what one process does; what another
-one prints is shown if it fails.
+On several GPUs: `torchrun --standalone --nproc-per-node 4 -m lib.study.run_notebook IN OUT`. Every process runs the
+whole notebook, and what they share is said in `lib.runtime.ranks`. The first one shows and writes what one process
+does; what another one prints is shown if it fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
 import platform
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -26,6 +26,7 @@ from typing import Any, TextIO
 
 import nbformat
 import papermill
+import psutil
 from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -219,7 +220,7 @@ def _failure(report: Report, cause: str, partial: Path) -> str:
             f"{report.name} stopped in cell {report.current} of {report.cells} ({_shortened(report.title, 90)})",
             *(f"    {line}" for line in lines[:12]),
             f"    What ran so far, with the whole traceback: {partial}",
-            "    To go on: mend the cause and give the same command again; finished steps are not repeated.",
+            "    To go on: fix the cause and give the same command again; finished steps are not repeated.",
         ]
     )
 
@@ -245,27 +246,20 @@ def _stop_with_parent(every: float = 1.0) -> None:
     A SIGKILL of the batch runner reaches nobody else; without this the notebook would go on unseen and write into the
     same files as the run that continues. torchrun, too, has a parent to look after, and does not.
     """
-    parent, caller = os.getppid(), None
-    if launched().processes > 1:
-        asked = subprocess.run(["ps", "-o", "ppid=", "-p", str(parent)], capture_output=True, text=True, check=True)
-        caller = int(asked.stdout)
+
+    def above() -> list[psutil.Process | None]:
+        parent = psutil.Process().parent()
+        return [parent] if launched().processes == 1 else [parent, parent.parent()]
+
+    started_by = above()
 
     def watch() -> None:
-        while os.getppid() == parent and (caller is None or _exists(caller)):
-            time.sleep(every)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while above() == started_by:
+                time.sleep(every)
         os._exit(1)  # at once: the main thread may be waiting for the kernel for minutes
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _exists(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # of another user, but there
-        return True
-    return True
 
 
 if __name__ == "__main__":

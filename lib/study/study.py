@@ -6,21 +6,23 @@ import json
 import time
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import pandas as pd
 from PIL import Image
 
-from lib.files.lineages import one_lineage, tagged
+from lib.files.lineages import tagged
 from lib.runtime import ranks
 from lib.runtime.device import Runtime, choose_runtime
 from lib.runtime.disk import ROOT, atomic_path, exclusive
-from lib.runtime.parameters import closest, has_type
+from lib.runtime.parameters import checked, refuse_unknown
 from lib.runtime.processes import side_by_side
 from lib.runtime.store import NotMade, Store, circumstances, made_by, only_looking
-from lib.study.profiles import PROFILES, SETTINGS, Profile, VisionProfile, field_names, get_profile
-from lib.study.tables import load_table, save_table
+from lib.study.inputs import difference, inputs_of, label_of
+from lib.study.profiles import PROFILES, SETTINGS, Profile, Settings, VisionProfile, field_names, get_profile
+from lib.study.tables import load_table, save_table, seed_folders, stacked
 
 Arguments, Result, Item = ParamSpec("Arguments"), TypeVar("Result"), TypeVar("Item")
 _OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
@@ -99,18 +101,26 @@ class Study:
             with made_by(number % processes):
                 call(items[number])
 
+    @cached_property
+    def label(self) -> str:
+        """Under which name results are filed: changed parameters, other data and other experts each have their own."""
+        return label_of(self.profile, self.data_root)
+
     @property
     def results(self) -> Path:
-        """Folder of this profile's and seed's tables; changed parameters get a folder of their own."""
-        return self.root / "data" / "results" / self.profile.label / f"seed{self.seed}"
+        """Folder of the live tables of this label and seed; the committed ones are below data/results."""
+        return self.root / "runs" / self.label / f"seed{self.seed}"
 
     def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as CSV under the study's results and give it back as it was read again.
 
         A table made with published experts gets the column `lineage`; without the column, the experts are own ones.
-        `about.json` beside the tables notes parameters, seed, versions, machine, and for each table the seconds from
-        the opening of its notebook to its saving (results that the store already had cost none of them).
+        `about.json` beside the tables notes parameters, inputs, seed, versions, machine, and for each table the seconds
+        from the opening of its notebook to its saving (results that the store already had cost none of them).
         Of several processes the first saves, and all give back what it saved.
+
+        Raises:
+            ValueError: if the folder holds tables that were made from other inputs.
         """
         if ranks.number() == 0:
             self._save(table, name)
@@ -118,20 +128,38 @@ class Study:
         return self.load(name)
 
     def _save(self, table: pd.DataFrame, name: str) -> None:
-        save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
         about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
         with exclusive(self.results):  # another notebook may be saving at the same time
-            seconds = json.loads(about.read_text())["seconds"] if about.is_file() else {}
-            seconds |= {name: noted.pop("seconds")}
+            self.refuse_other_inputs()
+            save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
+            old = self._about()
             noted = {
                 "parameters": asdict(self.profile),
+                "inputs": old.get("inputs", {}) | inputs_of(self.profile, self.data_root),
                 "lineage": self.profile.lineage,
                 "seed": self.seed,
                 **noted,
-                "seconds": dict(sorted(seconds.items())),
+                "seconds": dict(sorted((old.get("seconds", {}) | {name: noted["seconds"]}).items())),
             }
             with atomic_path(about) as temporary:
                 temporary.write_text(json.dumps(noted, indent=1) + "\n")
+
+    def _about(self) -> dict[str, dict[str, object]]:
+        path = self.results / "about.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def refuse_other_inputs(self) -> None:
+        """Let no table of other data or experts stand beside those that are there.
+
+        Raises:
+            ValueError: naming the first input that differs.
+        """
+        noted = self._about().get("inputs", {})
+        if noted and (other := difference(noted, inputs_of(self.profile, self.data_root))):
+            raise ValueError(
+                f"the tables in {self.results} were made from other inputs ({other}): move that folder away to make "
+                "new ones, or bring the old inputs back"
+            )
 
     def save_image(self, image: Image.Image, name: str) -> Path:
         """Save a picture as PNG beside the tables, from which figures are drawn."""
@@ -142,29 +170,54 @@ class Study:
         ranks.everyone(None)
         return path
 
+    def folders(self, *names: str) -> dict[int, Path]:
+        """Where the named tables of each seed lie: live ones, and for seeds that have none the committed ones.
+
+        So a notebook can be opened by itself in a fresh clone. Committed tables stand in only for the same profile,
+        with nothing changed and no other data.
+        """
+        committed = self.root / "data" / "results" / self.profile.label
+        ours = seed_folders(committed, *names) if self.label == self.profile.label else {}
+        return dict(sorted((ours | seed_folders(self.results.parent, *names)).items()))
+
     def load(self, name: str) -> pd.DataFrame:
-        """A table saved by this or another notebook."""
-        return load_table(self.results / f"{name}.csv")
+        """A table saved by this or another notebook; if none has saved it yet, the committed one, and a line says so.
+
+        Raises:
+            FileNotFoundError: if there is neither; names the command that makes it.
+        """
+        folder = self.folders(name).get(self.seed, self.results)
+        if folder != self.results:
+            print(f"{name}: no run of this seed has saved it yet, so this is the committed table")
+        return load_table(folder / f"{name}.csv")
+
+    def load_seeds(self, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
+        """The named tables of every seed that has all of them, see `folders`: seed -> name -> table."""
+        return {
+            seed: {name: load_table(folder / f"{name}.csv") for name in names}
+            for seed, folder in self.folders(*names).items()
+        }
 
     def full(self, name: str) -> pd.DataFrame:
         """The same table from the full run, the tables of all its seeds under each other; says in one line what it is.
 
-        Where no full run is saved (or the profile is itself the full one), these are this profile's own tables.
+        That are the committed tables of the profile's `full`. A profile that names none is itself the full one: then
+        they are its own, see `folders`, or else the committed ones of the same name on other data.
 
         Raises:
             FileNotFoundError: if there is none; names the command that makes it.
         """
-        results = self.root / "data" / "results"
-        for folder in (results / (self.profile.full or self.profile.label), self.results.parent):
-            if paths := seed_folders(folder, name):
-                seeds = ", ".join(str(seed) for seed in paths)
-                print(f"shown: profile {folder.name}, seed{'s' if len(paths) > 1 else ''} {seeds}")
-                return all_seeds(folder, name)
-        return self.load(name)
-
-    def load_seeds(self, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
-        """The named tables of every seed that has all of them: seed -> name -> table."""
-        return load_seeds(self.results.parent, *names)
+        committed = self.root / "data" / "results"
+        found = seed_folders(committed / self.profile.full, name) if self.profile.full else {}
+        found = found or self.folders(name) or seed_folders(committed / self.profile.label, name)
+        if not found:
+            return self.load(name)
+        seeds = f"seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"
+        mine = [str(seed) for seed, folder in found.items() if folder.parent == self.results.parent]
+        if 0 < len(mine) < len(found):
+            seeds += f" ({', '.join(mine)} of this run, the others as committed)"
+        print(f"shown: profile {next(iter(found.values())).parent.name}, {seeds}")
+        return stacked(found, name)
 
 
 def _made(call: Callable[[Item], object], item: Item) -> bool:
@@ -175,35 +228,6 @@ def _made(call: Callable[[Item], object], item: Item) -> bool:
     except NotMade:
         return False
     return True
-
-
-def seed_folders(results: Path, *names: str) -> dict[int, Path]:
-    """The folders `seed0`, `seed1`, ... of a profile that hold all the named tables, by seed."""
-    folders = {int(folder.name[4:]): folder for folder in results.glob("seed*")}
-    whole = (seed for seed in sorted(folders) if all((folders[seed] / f"{name}.csv").is_file() for name in names))
-    return {seed: folders[seed] for seed in whole}
-
-
-def load_seeds(results: Path, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
-    """The named tables of every seed of a profile that has all of them: seed -> name -> table."""
-    return {
-        seed: {name: load_table(folder / f"{name}.csv") for name in names}
-        for seed, folder in seed_folders(results, *names).items()
-    }
-
-
-def all_seeds(results: Path, name: str) -> pd.DataFrame:
-    """One table of all seeds of a profile, with the column `seed`.
-
-    Raises:
-        FileNotFoundError: if no seed has it.
-        ValueError: if the seeds were run on experts of different lineages.
-    """
-    tables = [by_name[name].assign(seed=seed) for seed, by_name in load_seeds(results, name).items()]
-    if not tables:
-        raise FileNotFoundError(f"no saved table {name}.csv below {results}: run `make study` or `make reproduce`")
-    one_lineage(*tables)
-    return pd.concat(tables, ignore_index=True)
 
 
 def open_study(namespace: MutableMapping[str, object], family: type[Profile] = VisionProfile) -> Study:
@@ -233,31 +257,20 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
     }
     if _OPENED in namespace:  # the cell is run again: the notebook's own variables are there by now
         given = {name: value for name, value in given.items() if name in known}
-    for name, value in given.items():
-        if name not in known:
-            raise ValueError(f"unknown parameter '{name}'{closest(name, known)}; known: {', '.join(known)}")
-        if name in SETTINGS and not has_type(value, SETTINGS[name]):
-            expected = SETTINGS[name].__name__
-            raise ValueError(f"parameter '{name}' is {value!r} ({type(value).__name__}), expected {expected}")
-    overrides = {name: value for name, value in given.items() if name not in SETTINGS}
-    if overrides.get("tasks") == "":  # an empty list of tasks means the profile's own
-        del overrides["tasks"]
-    settings = {"profile": family.default, "seed": 0, "data_root": "", "device": "auto", "precision": "auto"}
-    settings |= {name: value for name, value in given.items() if name in SETTINGS}
-    if settings["seed"] < 0:
-        raise ValueError(f"parameter 'seed' is {settings['seed']}, expected 0, 1, 2, ...")
-    chosen = PROFILES.get(settings["profile"])
+    refuse_unknown(given, known)
+    settings = checked(Settings, {"profile": family.default} | {n: v for n, v in given.items() if n in SETTINGS})
+    chosen = PROFILES.get(settings.profile)
     if chosen and not isinstance(chosen, family):
         fitting = ", ".join(name for name, profile in PROFILES.items() if isinstance(profile, family))
         raise ValueError(
             f"profile '{chosen.name}' is one of {chosen.family}, this notebook needs one of {family.family}: {fitting}"
         )
-    study = Study(
-        profile=get_profile(settings["profile"], **overrides),
-        seed=settings["seed"],
-        data_root=settings["data_root"],
-        runtime=choose_runtime(settings["device"], settings["precision"]),
-    )
-    ranks.join(study.runtime)
+    # An empty list of tasks means the profile's own.
+    overrides = {n: v for n, v in given.items() if n not in SETTINGS and (n, v) != ("tasks", "")}
+    profile = get_profile(settings.profile, **overrides)
+    runtime = choose_runtime(settings.device, settings.precision)
+    study = Study(profile, settings.seed, settings.data_root, runtime)
+    study.refuse_other_inputs()
+    ranks.join(runtime)
     namespace[_OPENED] = True
     return study

@@ -1,7 +1,8 @@
-"""Saved tables: CSV files that are written atomically and never mix experts of several lineages."""
+"""Saved tables: CSV files, written atomically, in a folder for each seed; none mixes experts of several lineages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -29,3 +30,42 @@ def load_table(path: Path) -> pd.DataFrame:
     table = pd.read_csv(path)
     one_lineage(table)
     return table
+
+
+def seed_folders(results: Path, *names: str) -> dict[int, Path]:
+    """The folders `seed0`, `seed1`, ... below `results` that hold all the named tables, by seed."""
+    folders = {int(folder.name[4:]): folder for folder in results.glob("seed*") if folder.name[4:].isdecimal()}
+    whole = (seed for seed in sorted(folders) if all((folders[seed] / f"{name}.csv").is_file() for name in names))
+    return {seed: folders[seed] for seed in whole}
+
+
+def load_seeds(results: Path, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
+    """The named tables of every seed below `results` that has all of them: seed -> name -> table."""
+    return {
+        seed: {name: load_table(folder / f"{name}.csv") for name in names}
+        for seed, folder in seed_folders(results, *names).items()
+    }
+
+
+def all_seeds(results: Path, name: str) -> pd.DataFrame:
+    """One table of all seeds below `results`, with the column `seed`.
+
+    Raises:
+        FileNotFoundError: if no seed has it.
+        ValueError: if the seeds were run on experts of different lineages.
+    """
+    folders = seed_folders(results, name)
+    if not folders:
+        raise FileNotFoundError(f"no saved table {name}.csv below {results}: run `make study` or `make reproduce`")
+    return stacked(folders, name)
+
+
+def stacked(folders: Mapping[int, Path], name: str) -> pd.DataFrame:
+    """One table of some seeds, each in its folder, with the column `seed`.
+
+    Raises:
+        ValueError: if the seeds were run on experts of different lineages.
+    """
+    tables = [load_table(folder / f"{name}.csv").assign(seed=seed) for seed, folder in folders.items()]
+    one_lineage(*tables)
+    return pd.concat(tables, ignore_index=True)

@@ -124,7 +124,7 @@ def test_no_method_is_above_the_experts_of_its_lineage():
         assert rows.drop("Experts").max() < rows["Experts"], (lineage, model)
 
 
-def test_a_profile_is_held_against_the_published_model_of_its_own_size():
+def test_a_profile_is_compared_with_the_published_model_of_its_own_size():
     assert model_like(get_profile("clip-vit-l-14").model) == "ViT-L/14"
     assert model_like(get_profile("clip-vit-b-32").model) == model_like("") == "ViT-B/32"
     for name in (profile.model for profile in PROFILES.values() if isinstance(profile, VisionProfile)):

@@ -1,16 +1,16 @@
 import io
-import json
 import re
 import subprocess
 import sys
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from lib.runtime.disk import ROOT
+from lib.runtime.parameters import typed
 from lib.study.profiles import family_of, get_profile
-from lib.study.run_notebook import NotebookStopped, Report, main, run_notebook, typed
-from lib.study.study import ROOT, publish
+from lib.study.run_notebook import NotebookStopped, Report, main, run_notebook
 
 
 @pytest.fixture
@@ -40,17 +40,6 @@ def test_a_run_shows_its_cells_and_leaves_one_finished_file(notebook, tmp_path):
     assert lines[-1].startswith("[07_toy] finished in ")
     assert [path.name for path in output.parent.iterdir()] == ["07_toy.ipynb"]
     assert source.read_bytes() == before
-
-    # The same run, published: outputs travel, the injected cell and papermill's records do not.
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    (folder / source.name).write_bytes(before)
-    (folder / "20_language.ipynb").write_bytes(before)  # of the other family: it has no run here and needs none
-    assert publish.publish(output.parent, folder) == [folder / source.name]
-    published = nbformat.read(folder / source.name, as_version=4)
-    assert [cell.source for cell in published.cells] == [cell.source for cell in nbformat.read(source, 4).cells]
-    assert "seed is 3" in json.dumps(published.cells[-1].outputs)
-    assert "papermill" not in json.dumps(published)
 
 
 def test_a_failing_cell_gives_one_clear_message_and_no_output(notebook, tmp_path, capsys):
@@ -115,17 +104,6 @@ def test_printed_text_appears_line_by_line():
     assert shown.getvalue().splitlines() == ["  nb  half a line", "  nb  50 %"]
     report.flush_line()
     assert shown.getvalue().splitlines()[-1] == "  nb  rest"
-
-
-def test_publishing_refuses_a_run_of_other_code(tmp_path):
-    source = new_notebook(cells=[new_code_cell("1 + 1")])
-    run = new_notebook(cells=[new_code_cell("1 + 2", outputs=[new_output("stream", text="3")])])
-    with pytest.raises(ValueError, match="changed since"):
-        publish.with_outputs(source, run)
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(source, tmp_path / "notebooks" / "01.ipynb")
-    with pytest.raises(FileNotFoundError, match="make study"):
-        publish.publish(tmp_path / "runs", tmp_path / "notebooks")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""What a study reads that is not shipped with it: real sets and finished experts, told apart by their files' content.
+
+It is noted in `about.json`, and a short hash of it is part of the label under which results are filed, so that other
+data or other experts never overwrite the tables of the first. The Snakefile asks for labels, too: no torch and no
+pandas here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lib.files.lineages import path_of, pattern_of
+from lib.study.profiles import LanguageProfile, Profile
+
+DATA = "+data="  # what the hash follows in a label
+# Parquet files and zip archives end with an index of what they hold, safetensors with a layer: that of a corrected file
+# is another one. With so many files that opening them takes long, they are images, and their sizes say enough.
+TAIL, MANY = 1 << 16, 500
+TOLD = "data_root"  # noted, but no part of what identifies the inputs: a copy of a mirror is the same data
+
+
+def fingerprint(place: Path) -> str:
+    """A short hash of a file or of all files in a folder: of their names, sizes and last bytes, not of their times."""
+    files, total = _files(place), hashlib.sha256()
+    for path in files:
+        total.update(f"{path.relative_to(place)} {path.stat().st_size} ".encode())
+        if len(files) <= MANY:
+            with path.open("rb") as file:
+                file.seek(max(0, path.stat().st_size - TAIL))
+                total.update(file.read())
+    return total.hexdigest()[:16]
+
+
+def _files(place: Path) -> list[Path]:
+    """A file itself, or all files below a folder but hidden ones."""
+    if place.is_file():
+        return [place]
+    inside = ((path, path.relative_to(place).parts) for path in place.rglob("*") if path.is_file())
+    return sorted(path for path, parts in inside if not any(part.startswith(".") for part in parts))
+
+
+def local_sets(profile: Profile, data_root: str) -> dict[str, Path]:
+    """The folder below `data_root` of each task that has one there."""
+    root = Path(data_root).expanduser() / ("glue" if isinstance(profile, LanguageProfile) else "")
+    places = {task: root / task for task in profile.task_names} if data_root else {}
+    return {task: place for task, place in places.items() if place.is_dir()}
+
+
+def _experts(profile: Profile) -> dict[str, Path]:
+    """Where each task's finished expert lies, here or (a path that does not exist) on the hub."""
+    if isinstance(profile, LanguageProfile):
+        pattern = profile.adapters
+        return {task: Path(pattern.replace("{task}", task)) for task in profile.task_names} if pattern else {}
+    if not profile.experts:
+        return {}
+    pattern = pattern_of(profile.experts, profile.model)
+    return {task: path_of(pattern, profile.lineage, task) for task in profile.task_names}
+
+
+def chosen(profile: Profile, data_root: str = "") -> dict[str, str]:
+    """The inputs that the user has chosen: a fingerprint of each local set and expert, the name of one on the hub.
+
+    Empty if `data_root` has none of the profile's tasks and no experts are given.
+    """
+    sets = {task: fingerprint(place) for task, place in local_sets(profile, data_root).items()}
+    experts = _experts(profile).items()
+    named = {task: fingerprint(place) if place.exists() else f"hub:{place}" for task, place in experts}
+    return sets | {f"expert of {task}": told for task, told in named.items()}
+
+
+def label_of(profile: Profile, data_root: str = "") -> str:
+    """Under which name results are filed: that of the profile, what was changed, and a hash of the chosen inputs.
+
+    For example `tiny+mask_steps=50` or `tiny-real+data=1a2b3c4d`.
+    """
+    inputs = chosen(profile, data_root)
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
+    return profile.label + (f"{DATA}{digest}" if inputs else "")
+
+
+def without_data(label: str) -> str:
+    """The label without the hash: under that name tables are committed."""
+    return label.partition(DATA)[0]
+
+
+def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:
+    """All that identifies a study's inputs, for `about.json`: what is `chosen`, numbers of rows, revisions on the hub.
+
+    A revision is known once something was downloaded.
+    """
+    import pyarrow.parquet as parquet  # here, not above: the Snakefile does not need it
+
+    found: dict[str, object] = {TOLD: data_root} if data_root else {}
+    found |= chosen(profile, data_root)
+    for task, place in local_sets(profile, data_root).items():
+        tables = [path for path in _files(place) if path.suffix == ".parquet"]
+        if tables:
+            found[f"rows of {task}"] = sum(parquet.read_metadata(path).num_rows for path in tables)
+    return found | dict(_revisions(profile, data_root))
+
+
+def _revisions(profile: Profile, data_root: str) -> Iterator[tuple[str, str]]:
+    """The revisions of what was downloaded from the hub, by its name there."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    names = [("models", str(place)) for place in _experts(profile).values() if not place.exists()]
+    if not data_root:
+        names += [("datasets", hub) for hub in _hub_sets(profile)]
+    for kind, name in names:
+        ref = Path(HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}" / "refs" / "main"
+        if ref.is_file():
+            yield f"revision of {name}", ref.read_text().strip()
+
+
+def _hub_sets(profile: Profile) -> Iterator[str]:
+    """The hub's names of the tasks' sets."""
+    if isinstance(profile, LanguageProfile):
+        from lib.language.registry import GLUE
+
+        yield from ["nyu-mll/glue"] * any(task in GLUE for task in profile.task_names)
+    else:
+        from lib.vision.registry import REGISTRY
+
+        yield from (REGISTRY[task].hub for task in profile.task_names if task in REGISTRY)
+
+
+def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:
+    """What differs between inputs, "'mnist' was 3f2a, is 77b0", or "" if nothing does that both know."""
+    names = (name for name in old if name != TOLD and name in new and old[name] != new[name])
+    return next((f"'{name}' was {old[name]}, is {new[name]}" for name in names), "")
