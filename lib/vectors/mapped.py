@@ -1,87 +1,61 @@
-"""Tensors too large for memory: written row by row into a safetensors file, and read back as a view of that file.
+"""Tensors too large for memory: written row by row into a .npy file, and read back as a view of that file.
 
 A view costs no time to open and no memory to hold: the system reads a page of the file when it is first touched and
 drops it again when memory is short. The file takes its name only when it is whole, so a run that was killed leaves
-nothing that could be taken for a result.
+nothing that could be taken for a result. Behind the large array the file holds, as `np.save` writes several arrays into
+one file, a table of names and digests, and then the small arrays that belong to it.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from lib.runtime.disk import atomic_path, exclusive
 from lib.runtime.keys import key_of, remember_digest
 
-HEADER = 4096  # bytes before the tensors: room for names and metadata, and a multiple of a page
-NAMES = {torch.uint8: "U8", torch.int64: "I64", torch.float32: "F32"}  # as the format calls them
-DIGESTS = "digest of "  # begins the metadata that say what a tensor's contents are
 
-
+@dataclass
 class Writer:
     """An unfinished file; rows may be written in any order, and by several threads at once.
 
-    Args:
-        handle: the open file.
-        entries: tensor name -> type and shape.
-
     Attributes:
-        digests: tensor name -> what `lib.runtime.store.digest` shall take for its contents.
+        arrays: tensor name -> what is written.
+        digests: tensor name -> what `lib.runtime.keys.digest` shall take for its contents.
     """
 
-    def __init__(self, handle: int, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        self.digests: dict[str, str] = {}
-        self._handle, self._header, self._rows, end = handle, {}, {}, 0
-        for name, (dtype, shape) in entries.items():
-            row = dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
-            start, end = end, end + row * shape[0]
-            self._rows[name] = (start, row)
-            self._header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-        os.truncate(handle, HEADER + end)
+    arrays: dict[str, np.ndarray]
+    digests: dict[str, str] = field(default_factory=dict)
 
     def write(self, name: str, row: int, values: np.ndarray) -> None:
         """Write values from a row of a tensor on."""
-        start, size = self._rows[name]
-        # Not through a memory map: on a full disk that would end the process instead of raising an error.
-        left, place = memoryview(np.ascontiguousarray(values)).cast("B"), HEADER + start + row * size
-        while left:
-            done = os.pwrite(self._handle, left, place)
-            left, place = left[done:], place + done
-
-    def finish(self) -> None:
-        """Write the header, last."""
-        header = dict(self._header)
-        if self.digests:
-            header["__metadata__"] = {DIGESTS + name: text for name, text in self.digests.items()}
-        text = json.dumps(header).encode()
-        length = HEADER - 8
-        if len(text) > length:
-            raise ValueError(f"the header takes {len(text)} bytes, more than {length}: name fewer tensors")
-        os.pwrite(self._handle, length.to_bytes(8, "little") + text.ljust(length), 0)
+        values = np.reshape(values, (-1, *self.arrays[name].shape[1:]))
+        self.arrays[name][row : row + len(values)] = values
 
 
 @contextmanager
 def new_file(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> Iterator[Writer]:
-    """Write a safetensors file row by row; it appears under its name when the block ends without an error.
+    """Write a file row by row; it appears under its name when the block ends without an error.
 
     Args:
         path: its name.
-        entries: tensor name -> type and shape, those with the widest type first.
+        entries: tensor name -> type and shape. The last one is mapped, the others are held in memory.
 
     Raises:
-        OSError: if the disk has no room for it; nothing is written then.
+        OSError: if the disk has no room for it; nothing is left then.
     """
-    needed = sum(dtype.itemsize * int(np.prod(shape, dtype=np.int64)) for dtype, shape in entries.values())
+    *small, large = [(name, shape, str(dtype).removeprefix("torch.")) for name, (dtype, shape) in entries.items()]
+    needed = sum(np.dtype(kind).itemsize * math.prod(shape) for _, shape, kind in (*small, large))
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
@@ -90,13 +64,17 @@ def new_file(path: Path, entries: Mapping[str, tuple[torch.dtype, tuple[int, ...
             "data/cache to a larger disk"
         )
     with atomic_path(path) as temporary:
-        handle = os.open(temporary, os.O_RDWR)
-        try:
-            writer = Writer(handle, entries)
+        arrays = {name: np.zeros(shape, kind) for name, shape, kind in small}
+        arrays[large[0]] = np.lib.format.open_memmap(temporary, "w+", large[2], large[1])
+        with temporary.open("r+b") as file:
+            if hasattr(os, "posix_fallocate"):  # macOS has none; on a full disk, writing to a map ends the process
+                os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
+            writer = Writer(arrays)
             yield writer
-            writer.finish()
-        finally:
-            os.close(handle)
+            file.seek(0, os.SEEK_END)
+            np.save(file, np.array([(name, writer.digests.get(name, "")) for name, *_ in (large, *small)]))
+            for name, *_ in small:
+                np.save(file, arrays[name])
 
 
 def remove_unfinished(path: Path) -> None:
@@ -106,19 +84,25 @@ def remove_unfinished(path: Path) -> None:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file as views of it, with the digests that were recorded when it was written.
+    """The tensors of a file, the large one as a view of it, with the digests that were recorded when it was written.
 
     Writing to a view changes neither the file nor what another process sees of it.
 
     Raises:
         SafetensorError: if the file is not whole.
     """
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-    tensors = load_file(path)
-    for name, tensor in tensors.items():
-        if text := metadata.get(DIGESTS + name):
-            remember_digest(tensor, text)
+    try:
+        large = np.load(path, mmap_mode="c")
+        with path.open("rb") as file:
+            file.seek(large.offset + large.nbytes)
+            table = np.load(file).tolist()
+            arrays = [large, *(np.load(file) for _ in table[1:])]
+    except (ValueError, EOFError) as error:
+        raise SafetensorError("it is not whole") from error
+    tensors = {name: torch.from_numpy(array) for (name, _), array in zip(table, arrays, strict=True)}
+    for name, text in table:
+        if text:
+            remember_digest(tensors[name], text)
     return tensors
 
 
@@ -139,10 +123,10 @@ def mapped_rows(folder: Path, rows: Iterable[Tensor], shape: tuple[int, int], de
         folder: where such files are kept.
         rows: N times [D]; not read when the file is there.
         shape: (N, D).
-        determines: what the rows follow from; names the file and stands for their values in `lib.runtime.store.digest`.
+        determines: what the rows follow from; names the file and stands for their values in `lib.runtime.keys.digest`.
     """
     key = key_of({"rows": list(determines), "shape": list(shape)})
-    path = folder / f"{key}.safetensors"
+    path = folder / f"{key}.npy"
     if not path.is_file():
         with exclusive(folder):
             remove_unfinished(path)

@@ -1,9 +1,7 @@
-"""Image sets larger than memory: pixels as open_clip's, files that are whole or not there, batches, digests."""
+"""Images on their way to a model: pixels as open_clip's, decoded on all cores, few in memory, cached, in batches."""
 
 import io
-import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -12,17 +10,13 @@ import torch
 from mirrors import make_mirror, picture, write_split
 from PIL import Image
 
-from lib.files import sets as sources
 from lib.files.sets import DataError, Source
 from lib.runtime.keys import digest
 from lib.runtime.rng import generator
-from lib.vectors import mapped
-from lib.vectors.mapped import in_words, new_file, read_file, remove_unfinished
+from lib.vision import decoding
 from lib.vision.batches import gather, shifted
 from lib.vision.decoding import decode_rows, fit
 from lib.vision.tasks import load_split, load_splits, load_task
-
-ROWS = {"labels": (torch.int64, (5,)), "images": (torch.uint8, (5, 3, 7, 7))}
 
 
 def smooth(rng, size, mode):
@@ -43,52 +37,6 @@ def test_pixels_are_those_of_open_clips_preprocessing(mode, size):
     assert torch.equal(torch.from_numpy(fit(image, 224).copy()), expected)
 
 
-def test_a_file_is_read_as_it_was_written_and_mapped(tmp_path):
-    images = torch.randint(0, 256, (5, 3, 7, 7), dtype=torch.uint8)
-    with new_file(tmp_path / "set.safetensors", ROWS) as file:
-        for row in (3, 0, 4, 1, 2):
-            file.write("images", row, images[row].numpy())
-        file.write("labels", 0, np.arange(5))
-        file.digests["images"] = "0123"
-    tensors = read_file(tmp_path / "set.safetensors")
-    assert torch.equal(tensors["images"], images) and tensors["labels"].tolist() == [0, 1, 2, 3, 4]
-    if os.path.exists("/proc/self/maps"):
-        assert str(tmp_path / "set.safetensors") in Path("/proc/self/maps").read_text()
-
-
-def test_a_digest_that_was_recorded_is_not_computed_until_the_values_change(tmp_path):
-    for name, text in (("one", "same"), ("two", "same"), ("three", "other")):
-        with new_file(tmp_path / name, ROWS) as file:
-            file.digests["images"] = text
-    one, two, three = (read_file(tmp_path / name)["images"] for name in ("one", "two", "three"))
-    assert digest(one) == digest(two) != digest(three)
-    assert digest(one) != digest(one.clone()) == digest(two[:])  # these are hashed themselves
-    two[0, 0, 0, 0] = 1
-    assert digest(two) == digest(two.clone()) != digest(one)
-    assert read_file(tmp_path / "two")["images"].max() == 0  # the file is as it was
-
-
-def test_nothing_is_left_of_a_file_that_was_not_finished(tmp_path):
-    with pytest.raises(KeyboardInterrupt), new_file(tmp_path / "set", ROWS) as file:
-        file.write("labels", 0, np.arange(5))
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".set.killed").write_bytes(b"half")
-    remove_unfinished(tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_is_named_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(mapped.shutil, "disk_usage", lambda _: type("", (), {"free": 10})())
-    with pytest.raises(OSError, match=r"has 0\.0 MB free, set takes .*: make room, or link data/cache"):
-        new_file(tmp_path / "set", ROWS).__enter__()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_sizes_in_words():
-    assert [in_words(size) for size in (18e6, 3.04e9)] == ["18.0 MB", "3.0 GB"]
-
-
 def test_a_broken_image_stops_all_threads_and_leaves_no_file(tmp_path, monkeypatch):
     pictures = [picture(np.random.default_rng(0), (16, 16)) for _ in range(200)]
     pictures[150] = b"no image"
@@ -105,13 +53,14 @@ def test_a_broken_image_stops_all_threads_and_leaves_no_file(tmp_path, monkeypat
 def test_few_images_wait_in_memory(tmp_path, monkeypatch):
     source = Source("pets", make_mirror(tmp_path, "pets", train=600))
     read, done = [], []
-    monkeypatch.setattr(sources.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(Source, "values", lambda *_: (read.append(row) or {"bytes": one} for row in range(600)))
+    monkeypatch.setattr(decoding, "cores", lambda: 2)
     one = picture(np.random.default_rng(0))
-    for _ in decode_rows(source, "train", np.arange(600), 8, lambda place, image: None):
-        done.append(0)
-        assert len(read) - len(done) <= sources.WAITING * 2
-    assert len(done) == 600
+    monkeypatch.setattr(Source, "values", lambda *_: (read.append(row) or {"bytes": one} for row in range(600)))
+    for place, image in decode_rows(source, "train", np.arange(600), 8):
+        assert image.shape == (3, 8, 8)
+        done.append(place)
+        assert len(read) - len(done) <= decoding.WAITING * 2
+    assert sorted(done) == list(range(600))
 
 
 def test_the_second_start_maps_and_has_the_same_digest(tmp_path, capsys):
