@@ -64,7 +64,7 @@ real: $(READY) ## Run notebook 15 on real images (hours on a CPU; DATA_ROOT=fold
 
 # The profile "tiny" has its full budgets in "tiny-full"; every other profile's are full as they are.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
-	@$(MAKE) --no-print-directory study PROFILE=$(PROFILE:tiny=tiny-full) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
+	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny,tiny-full,$(PROFILE)) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from lib.runtime.disk import ROOT
 from lib.study.evaluation import (
     TABLES,
     compare_with_full,
@@ -13,7 +14,7 @@ from lib.study.evaluation import (
     paired_difference,
     with_spread,
 )
-from lib.study.study import ROOT, load_seeds
+from lib.study.tables import load_seeds
 
 
 def scores(by_method, tasks=("a", "b"), split="test"):

@@ -26,10 +26,11 @@ def test_notebook_15_runs_on_any_mirror(tmp_path, monkeypatch):
     study = tmp_path / "study"  # what runs a copy of lib, files its results beside that
     for folder in ("lib", "data/registry"):
         shutil.copytree(ROOT / folder, study / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "data" / "profiles.toml", study / "data")
     monkeypatch.setenv("PYTHONPATH", str(study))
     given = {**SMALL, "data_root": str(tmp_path / "mirror"), "precision": "fp32"}
     run_notebook(ROOT / "notebooks" / "15_real_images.ipynb", tmp_path / "15.ipynb", given, stream=io.StringIO())
-    (results,) = (study / "data" / "results").glob("deit-tiny+*/seed0")
+    (results,) = (study / "runs").glob("deit-tiny+*+data=*/seed0")
     weak = pd.read_csv(results / "weak_experts.csv")
     assert sorted(set(weak["after"])) == [2, 4, 6] and len(weak) == 3 * 2 * 2
     table = pd.read_csv(results / "real_images.csv")
