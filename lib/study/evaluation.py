@@ -6,57 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
-from torch import Tensor
 
 from lib.files.lineages import one_lineage, tagged
-from lib.runtime.device import Runtime
-from lib.vectors.flat_model import FlatModel
-from lib.vision.features import image_features
-from lib.vision.models import Preprocess
-from lib.vision.scoring import score
 
 COLUMNS = ("method", "task", "split", "seed", "accuracy", "loss", "n")
 # The saved tables that hold the methods' scores, and the beginnings of the names of methods that learn something at
 # test time, so that their scores depend on the budget.
 TABLES = ("cross_evaluation", "fusion", "concrete_task_arithmetic", "adaptation", "concrete_adamerging")
 ADAPTIVE = ("Concrete", "AdaMerging")
-
-
-def evaluate(
-    theta: Tensor,
-    model: FlatModel,
-    heads: Mapping[str, Tensor],
-    splits: Mapping[str, tuple[Tensor, Tensor]],
-    preprocess: Preprocess,
-    runtime: Runtime,
-    *,
-    method: str,
-    split: str,
-    seed: int,
-) -> pd.DataFrame:
-    """Score one point of R^D on every task.
-
-    Args:
-        theta: parameters of the image encoder [D].
-        model: the encoder.
-        heads: task -> head [C, width].
-        splits: task -> (uint8 images [N, 3, H, W], int64 labels [N]).
-        preprocess: pixels to input.
-        runtime: device and precision.
-        method: value of the column of that name.
-        split: likewise.
-        seed: likewise.
-
-    Returns:
-        A row per task with the columns `COLUMNS`; accuracy in 0..1, loss in nats.
-    """
-    encoder = model.move_to(theta)
-    rows = []
-    for task, (images, labels) in splits.items():
-        features = image_features(encoder, images, preprocess, runtime)
-        scores = score(features, heads[task], labels)
-        rows.append({"method": method, "task": task, "split": split, "seed": seed, **scores})
-    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def methods_by_tasks(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:

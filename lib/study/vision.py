@@ -14,7 +14,7 @@ from lib.files.experts import check_activation, load_published
 from lib.fusion.activations import layer_groups
 from lib.runtime.keys import digest
 from lib.runtime.rng import batch_indices, seed_of
-from lib.study.evaluation import evaluate
+from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
 from lib.study.workspace import OnDemand, Table, Workspace
 from lib.vectors import batch_norm
@@ -23,9 +23,11 @@ from lib.vectors.flat_model import FlatModel
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.backbones import load_backbone
 from lib.vision.corruptions import corrupt
+from lib.vision.features import image_features
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
 from lib.vision.objective import ImageObjective, image_accuracy, image_loss
+from lib.vision.scoring import score
 from lib.vision.tasks import Split, Task, load_splits, load_task
 
 
@@ -88,12 +90,8 @@ class VisionWorkspace(Workspace):
     def split(self, name: str) -> dict[str, Split]:
         """One split ("train", "validation", "adaptation" or "test") of every task."""
         if name not in self._splits:
-            options = {
-                "sizes": self.study.profile.sizes,
-                "image_size": self.backbone.image_size,
-                "data_root": self.study.data_root,
-                "cache": self.study.cache / "images",
-            }
+            options = {"sizes": self.study.profile.sizes, "image_size": self.backbone.image_size}
+            options |= {"data_root": self.study.data_root, "cache": self.study.cache / "images"}
             self._splits[name] = load_splits(list(self.tasks.values()), name, **options)
         return self._splits[name]
 
@@ -167,7 +165,7 @@ class VisionWorkspace(Workspace):
         tasks: Sequence[str] = (),
         corruption: str = "",
     ) -> nn.Module:
-        """The encoder at a point of R^D, ready for evaluation (see `lib.vectors.batch_norm`; without BatchNorm only moved).
+        """The encoder at a point of R^D, ready for evaluation; without BatchNorm it is only moved.
 
         Args:
             theta: parameters of the image encoder [D].
@@ -191,8 +189,8 @@ class VisionWorkspace(Workspace):
             rows = [own[batch_indices(len(own), each, step, *names, name)] for name, own in images.items()]
             yield self.backbone.preprocess(torch.cat(rows).to(self.study.runtime.device))
 
-    def images(self, split: str, task: str, corruption: str = "") -> Tensor:
-        """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted (see `lib.vision.corruptions`)."""
+    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
+        """The images of a split of a task, uint8 [N, 3, H, W], as they are or corrupted by `lib.vision.corrupt`."""
         clean = self.split(split)[task].images
         if not corruption:
             return clean
@@ -200,10 +198,6 @@ class VisionWorkspace(Workspace):
             seed = seed_of(task, split, self.study.seed)
             self._corrupted[split, task, corruption] = corrupt(clean, corruption, seed=seed)
         return self._corrupted[split, task, corruption]
-
-    def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
-        """The images of a split of a task."""
-        return self.images(split, task, corruption)
 
     def objective(self, setting: Setting | None = None) -> ImageObjective:
         """What adaptation minimises in a setting, by default that of all tasks."""
@@ -214,7 +208,7 @@ class VisionWorkspace(Workspace):
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""
-        images = {name: digest(self.images("test", name, corruption)) for name in tasks}
+        images = {name: digest(self.inputs("test", name, corruption)) for name in tasks}
         labels = {name: digest(self.split("test")[name].labels) for name in tasks}
         found = {"images": images, "labels": labels, "heads": digest(*(self.heads[name] for name in tasks))}
         if batch_norm.batch_norms(self.model.module):  # statistics are re-estimated on these
@@ -244,27 +238,15 @@ class VisionWorkspace(Workspace):
             statistics: BatchNorm's running statistics, such as an expert's own; by default they are
                 re-estimated at theta on the adaptation images of the tasks scored, which is the rule for merged models.
         """
-        heads, tables = self.heads, []  # heads first: making them moves the model
-        self.place(theta, statistics, tasks=tasks, corruption=corruption)
+        heads, rows = self.heads, []  # heads first: making them moves the model
+        encoder = self.place(theta, statistics, tasks=tasks, corruption=corruption)
         for split in splits or ("test",):
-            parts = {
-                name: (self.images(split, name, corruption)[:limit], self.split(split)[name].labels[:limit])
-                for name in tasks or self.tasks
-            }
-            tables.append(
-                evaluate(
-                    theta.to(self.study.runtime.device),
-                    self.model,
-                    heads,
-                    parts,
-                    self.backbone.preprocess,
-                    self.study.runtime,
-                    method=method,
-                    split=split,
-                    seed=self.study.seed,
-                )
-            )
-        return pd.concat(tables, ignore_index=True)
+            for name in tasks or self.tasks:
+                images, labels = self.inputs(split, name, corruption)[:limit], self.split(split)[name].labels[:limit]
+                features = image_features(encoder, images, self.backbone.preprocess, self.study.runtime)
+                scores = score(features, heads[name], labels)
+                rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
+        return pd.DataFrame(rows, columns=list(COLUMNS))
 
     def sample(self, task: str, images: int) -> tuple[Tensor, Tensor]:
         """Some training images of a task and their labels, those that statistics are taken on: all methods see them.
@@ -280,28 +262,20 @@ class VisionWorkspace(Workspace):
         rows = batch_indices(len(train.images), images, 0, "statistics", task, self.study.seed)
         return train.images[rows], train.labels[rows]
 
-    def fisher(self, *, images: int = 128, signs: int = 1, labelled: bool = False) -> Tensor:
-        """Diagonal Fisher information of every expert on its training images [T, D]: see `diagonal_fisher`.
-
-        Args:
-            images: training images per task.
-            signs: random signs per image, 0 for the exact expectation over classes.
-            labelled: use the images' labels instead ("empirical" Fisher information).
-        """
+    def fisher(self, *, images: int = 128, signs: int = 1) -> Tensor:
+        """Diagonal Fisher information of every expert on training images of its task [T, D]: see `diagonal_fisher`."""
         found = []
         for task, vector in zip(self.tasks, self.task_vectors, strict=True):
-            pixels, labels = self.sample(task, images)
-            options = {"labels": labels} if labelled else {"signs": signs, "seed": self.study.seed}
-            given = self.model, self.theta0 + vector, self.heads[task], pixels, self.backbone.preprocess
-            statistics = self.expert(task).statistics
-            found.append(self.study.remember(diagonal_fisher)(*given, statistics=statistics, **options))
+            given = self.model, self.theta0 + vector, self.heads[task], self.sample(task, images)[0]
+            options = {"signs": signs, "seed": self.study.seed, "statistics": self.expert(task).statistics}
+            found.append(self.study.remember(diagonal_fisher)(*given, self.backbone.preprocess, **options))
         return torch.stack(found).to(self.theta0)
 
     def grams(self, *, images: int = 256) -> dict[str, Tensor]:
-        """Gram matrices of every linear layer's inputs under every expert, layer name -> [T, in, in]; uses no labels.
+        """Gram matrices of what every linear layer reads under every expert, on some training images of each task.
 
-        Args:
-            images: training images per task.
+        Returns:
+            Layer name -> [T, in, in]; no labels are used.
         """
         found = []
         for task, vector in zip(self.tasks, self.task_vectors, strict=True):
@@ -311,11 +285,7 @@ class VisionWorkspace(Workspace):
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
 
     def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
-        """What `regmean_plus_plus` needs: `groups` of layers, and `grams_at`; nothing of it is kept in the store.
-
-        Args:
-            images: training images per task; no labels are used.
-        """
+        """What `regmean_plus_plus` needs on as many images per task: `groups` of layers, and `grams_at`."""
         pixels = [self.sample(task, images)[0] for task in self.tasks]
 
         def grams_at(task: int, theta: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
