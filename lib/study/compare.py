@@ -11,6 +11,7 @@ import pandas as pd
 
 from lib.runtime.disk import ROOT
 from lib.study.inputs import difference, without_data
+from lib.study.tables import seed_folders
 
 MEASURED = ("step_cost",)  # times, which differ from run to run
 
@@ -28,8 +29,9 @@ def compare(mine: Path, ours: Path, seeds: Sequence[int]) -> str:
     """
     pairs = list(_pairs(mine, ours, seeds))
     if not pairs:
-        which = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        return f"Compared with nothing: there are no committed tables of profile '{ours.name}', {which}"
+        which = f"profile '{ours.name}', seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        missing = "committed tables" if seed_folders(mine).keys() & set(seeds) else f"tables in {mine}"
+        return f"Compared with nothing: there are no {missing} of {which}"
     told = f"Compared with our tables{' (of other data)' if _other_inputs(mine, ours, seeds) else ''}: "
     different = [(one, other) for one, other in pairs if one.read_bytes() != other.read_bytes()]
     if not different:

@@ -73,12 +73,13 @@ def test_other_rows_are_no_difference_in_points():
 
 
 def test_nothing_to_compare_with(study, tmp_path, capsys):
-    assert line(tmp_path, (1,)) == ("Compared with nothing: there are no committed tables of profile 'tiny', seed 1")
+    nothing = "Compared with nothing: there are no"
+    assert line(tmp_path, (1,)) == f"{nothing} tables in {tmp_path}/runs/tiny of profile 'tiny', seed 1"
+    study("runs/tiny", seed=1, fusion=FUSION)
+    assert line(tmp_path, (1,)) == f"{nothing} committed tables of profile 'tiny', seed 1"
+    study("runs/tiny+mask_steps=7", fusion=FUSION)
     assert main(["--root", str(tmp_path), "--profile", "tiny+mask_steps=7", "--seeds", "0 1"]) == 0
-    shown = capsys.readouterr().out
-    assert shown == (
-        "Compared with nothing: there are no committed tables of profile 'tiny+mask_steps=7', seeds 0, 1\n"
-    )
+    assert capsys.readouterr().out == f"{nothing} committed tables of profile 'tiny+mask_steps=7', seeds 0, 1\n"
 
 
 def test_other_data_are_mentioned(study, tmp_path, capsys):

@@ -2,8 +2,10 @@ import io
 import re
 import subprocess
 import sys
+from contextlib import suppress
 
 import nbformat
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -60,6 +62,28 @@ def test_a_failing_cell_gives_one_clear_message_and_no_output(notebook, tmp_path
 def test_a_kernel_that_dies_is_said_so(notebook, tmp_path):
     with pytest.raises(NotebookStopped, match=r"stopped in cell 2 of 2[^$]*killed, or out of memory"):
         run_notebook(notebook("import os\nos._exit(1)"), tmp_path / "out.ipynb", stream=io.StringIO())
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_notebook_ends_with_what_started_it(notebook, tmp_path):
+    source = notebook("import time\nprint('begun', flush=True)\ntime.sleep(600)")
+    start = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); input()"
+    command = [
+        sys.executable,
+        "-m",
+        "lib.study.run_notebook",
+        str(source),
+        str(tmp_path / "out.ipynb"),
+        "--with-parent",
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen([sys.executable, "-c", start, *command], **pipes) as runner:
+        running = psutil.Process(int(runner.stdout.readline()))
+        while "begun" not in runner.stdout.readline():
+            assert running.is_running()
+        runner.kill()  # as when the batch runner is killed: nobody tells the notebook
+        with suppress(psutil.NoSuchProcess):
+            running.wait(timeout=30)
     assert not (tmp_path / "out.ipynb").exists()
 
 
