@@ -22,8 +22,9 @@ from lib.files.lineages import lineage_of, name_of, one_lineage, pattern_of, tag
 from lib.study.evaluation import compare_with_full, gather, main_table, with_spread
 from lib.study.profiles import PROFILES, get_profile
 from lib.study.reference import beside_published
-from lib.study.study import Study, all_seeds, open_study
-from lib.study.vision import Workspace
+from lib.study.study import Study, open_study
+from lib.study.tables import all_seeds
+from lib.study.vision import VisionWorkspace
 from lib.vectors.flat_model import FlatModel
 from lib.vision.models import load_clip
 
@@ -361,15 +362,15 @@ def workspace(start, expert, tmp_path_factory):
     profile = get_profile(
         "tiny", model=str(root / "model"), tasks="scenes textures", experts=str(root / "{task}"), head="text"
     )
-    return Workspace(Study(replace(profile), root=root))
+    return VisionWorkspace(Study(replace(profile), root=root))
 
 
 def test_a_workspace_reads_its_experts(workspace, start, expert):
     layout, theta0 = start
     assert torch.equal(workspace.theta0, theta0)
-    artifact = workspace.expert("scenes")
-    assert list(artifact.table.columns) == ["task", "step", "loss", "validation_accuracy"]
-    assert artifact.about["file"].endswith("scenes/model.safetensors")
+    found = workspace.expert("scenes")
+    assert list(found.curve.columns) == ["task", "step", "loss", "validation_accuracy"] and not len(found.curve)
+    assert torch.equal(layout.views(found.theta)["ln_post.bias"], expert["ln_post.bias"])
     vectors = workspace.task_vectors
     assert vectors.shape == (2, layout.length)
     change = layout.views(vectors[1])

@@ -13,17 +13,18 @@ import torch
 from torch import nn
 
 from lib import fusion
-from lib.adaptation.loop import adapt, memory_plan
+from lib.adaptation import memory_plan
+from lib.adaptation.loop import adapt
 from lib.adaptation.memory_plan import Needs, check, free_memory, mend, plan
 from lib.runtime.device import Runtime
+from lib.runtime.disk import ROOT
 from lib.runtime.keys import digest
 from lib.study.profiles import get_profile
+from lib.study.recipes import merge_by_name
 from lib.study.study import Study
-from lib.study.study import recipes as methods
-from lib.study.vision import Workspace
-from lib.study.workspace import BaseWorkspace
+from lib.study.vision import VisionWorkspace
 from lib.vectors.flat_model import FlatModel
-from lib.vectors.mapped import mapped_rows
+from lib.vectors.mapped import is_mapped, mapped_rows
 from lib.vectors.task_vectors import check_task_vectors
 from lib.vision.models import Preprocess
 from lib.vision.objective import ImageObjective
@@ -100,10 +101,9 @@ def test_the_machine_says_what_is_free():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures resident memory as Linux counts it")
 def test_the_plan_agrees_with_the_measured_peak():
-    root = Path(__file__).resolve().parent.parent
-    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(root / "tests" / "memory_program.py")]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests" / "memory_program.py")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     for case in json.loads(done.stderr.strip().splitlines()[-1]):
         assert case["planned"] == pytest.approx(case["measured"], rel=TOLERANCE)
 
@@ -149,52 +149,75 @@ def test_fusion_takes_only_whole_task_vectors():
         fusion.task_arithmetic(theta0, vectors.bfloat16(), layout, scaling_factor=0.3)
 
 
+class Small(VisionWorkspace):
+    """A study of the small model, whose parts lie in memory."""
+
+    def __init__(self, profile, root):
+        super().__init__(Study(profile, root=root))
+        made, theta0, self.vectors, _ = small(tasks=len(profile.task_names))
+        self._tasks.update(dict.fromkeys(profile.task_names))
+        text = nn.Linear(5, 6)
+        self.backbone = SimpleNamespace(
+            preprocess=made.preprocess,
+            image_size=4,
+            encoder=made.model.module,
+            model=nn.ModuleList([made.model.module, text]),
+        )
+        self.model, self.theta0 = made.model, theta0
+        self.heads = dict(zip(self.tasks, made.heads, strict=True))
+        self.pixels = dict(zip(self.tasks, made.images, strict=True))
+
+    @property
+    def experts(self):
+        return {
+            name: self.layout.views(self.theta0 + vector) for name, vector in zip(self.tasks, self.vectors, strict=True)
+        }
+
+    def inputs(self, split, task, corruption=""):
+        return self.pixels[task]
+
+
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "mapped"])
-def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind, monkeypatch):
-    objective, theta0, vectors, layout = small()
-    tasks = {"one": 0, "two": 1, "three": 2}
-    study = Study(get_profile("tiny", task_vector_dtype=kind, adaptation_steps=2), root=tmp_path)
-    workspace = SimpleNamespace(study=study, theta0=theta0, task_vectors=vectors, layout=layout, tasks=tasks)
-    workspace.experts = {name: layout.views(theta0 + vectors[row]) for name, row in tasks.items()}
-    workspace.stored_vectors = stored = BaseWorkspace.stored_vectors.func(workspace)
+def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind):
+    workspace = Small(get_profile("tiny", task_vector_dtype=kind, adaptation_steps=2), tmp_path)
+    stored, vectors = workspace.stored_vectors, workspace.vectors
     assert stored.dtype == (torch.bfloat16 if kind == "bf16" else torch.float32)
+    assert is_mapped(stored) == (kind == "mapped")
     torch.testing.assert_close(stored.float(), vectors, atol=1e-6, rtol=2**-8)
-    again = BaseWorkspace.stored_vectors.func(workspace)
+    again = Small(workspace.study.profile, tmp_path).stored_vectors
     assert digest(stored) == digest(again)
-    # a whole run on it: method, baseline, cached result
-    workspace.objective = lambda setting, **options: objective
-    workspace.inputs, workspace.frozen_bytes = (lambda *_: objective.images[0]), 0
-    merged = methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace))
+    # a whole run on it: method, baseline, remembered result
+    merged = merge_by_name(workspace, "AdaMerging (layer-wise)")
     assert merged.theta.dtype == merged.coefficients.dtype == torch.float32
-    averaged = methods.merge(workspace, "Weight averaging", methods.setting(workspace)).theta
-    torch.testing.assert_close(averaged, theta0 + vectors.mean(0), atol=2e-3, rtol=0)
+    assert torch.equal(merge_by_name(workspace, "AdaMerging (layer-wise)").theta, merged.theta)
+    averaged = merge_by_name(workspace, "Weight averaging").theta
+    torch.testing.assert_close(averaged, workspace.theta0 + vectors.mean(0), atol=2e-3, rtol=0)
 
 
 def test_the_plan_is_printed_for_models_that_are_not_small(tmp_path, capsys, monkeypatch):
-    objective, theta0, vectors, layout = small()
-    profile = get_profile("clip-vit-b-32", tasks="mnist dtd svhn", adaptation_steps=1, micro_batch=4)
-    workspace = SimpleNamespace(study=Study(profile, root=tmp_path), theta0=theta0, stored_vectors=vectors)
-    workspace.tasks, workspace.layout = dict.fromkeys(profile.task_names), layout
-    given = {}
-    workspace.objective = lambda setting, **options: given.update(options) or objective
-    workspace.inputs, workspace.frozen_bytes = (lambda *_: objective.images[0]), 0
-    methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace))
+    workspace = Small(get_profile("tiny", adaptation_steps=1, adaptation_batch=2, micro_batch=4), tmp_path)
+    merge_by_name(workspace, "AdaMerging (layer-wise)")
     assert "needs about" not in capsys.readouterr().out
-    monkeypatch.setattr(methods, "SMALL", 10)
-    methods.merge(workspace, "AdaMerging (layer-wise)", methods.setting(workspace), adaptation_steps=2)
-    assert "AdaMerging (layer-wise) needs about 0.00 GB on cpu" in capsys.readouterr().out
-    assert given["rows_at_once"] == 4
+    monkeypatch.setattr(memory_plan, "SMALL", 10)
+    monkeypatch.setattr(memory_plan, "FLOAT", 10**6)  # so that the small parts show
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: None)
+    merge_by_name(workspace, "AdaMerging (layer-wise)", adaptation_steps=2)
+    said = capsys.readouterr().out
+    assert "AdaMerging (layer-wise) needs about" in said and " GB on cpu (" in said
+    assert "activations of 4 inputs" in said
+    monkeypatch.setattr(memory_plan, "free_memory", lambda device: 0)
+    with pytest.raises(MemoryError, match=r"AdaMerging .* needs about .* can be had: "):
+        merge_by_name(workspace, "AdaMerging (layer-wise)", adaptation_steps=3)
 
 
-def test_the_text_tower_counts_as_frozen():
-    visual, text = nn.Linear(3, 4), nn.Linear(5, 6)
-    backbone = SimpleNamespace(encoder=visual, model=nn.ModuleList([visual, text]))
-    assert Workspace.frozen_bytes.fget(SimpleNamespace(backbone=backbone)) == 4 * (5 * 6 + 6)
+def test_the_text_tower_counts_as_frozen(tmp_path):
+    workspace = Small(get_profile("tiny"), tmp_path)
+    assert workspace.frozen_bytes == workspace.objective().frozen_bytes == 4 * (5 * 6 + 6)
 
 
 def test_the_fields_are_checked():
     assert get_profile("tiny", micro_batch=0).micro_batch == 0
-    with pytest.raises(ValueError, match="'micro_batch' is -1, expected a positive number"):
+    with pytest.raises(ValueError, match="'micro_batch' is -1, expected 0 or a positive number"):
         get_profile("tiny", micro_batch=-1)
-    with pytest.raises(ValueError, match="'task_vector_dtype' is 'fp16', expected 'fp32' or 'bf16' or 'mapped'"):
+    with pytest.raises(ValueError, match="'task_vector_dtype' is 'fp16', expected 'fp32', 'bf16' or 'mapped'"):
         get_profile("tiny", task_vector_dtype="fp16")
