@@ -175,15 +175,14 @@ class VisionWorkspace(Workspace):
         """
         encoder = self.model.move_to(theta.to(self.study.runtime.device))
         if statistics is None:
-            batches = self.mixed_batches(tasks or list(self.tasks), corruption)
-            batch_norm.reestimate_batch_norm(encoder, batches)
+            batch_norm.reestimate_batch_norm(encoder, self.mixed_batches(tasks, corruption))
         else:
             batch_norm.load_statistics(encoder, statistics)
         return encoder.eval()
 
-    def mixed_batches(self, tasks: Sequence[str], corruption: str) -> Iterator[Tensor]:
+    def mixed_batches(self, tasks: Sequence[str] = (), corruption: str = "") -> Iterator[Tensor]:
         """Inputs with equally many unlabelled images of every task, the same ones whatever is normalised with them."""
-        images = {name: self.inputs("adaptation", name, corruption) for name in tasks}
+        images = {name: self.inputs("adaptation", name, corruption) for name in tasks or self.tasks}
         each, names = max(2, batch_norm.ROWS // len(images)), ("batch norm", self.study.seed)
         for step in range(batch_norm.BATCHES):
             rows = [own[batch_indices(len(own), each, step, *names, name)] for name, own in images.items()]
