@@ -40,7 +40,7 @@ RENAMED = (
 )
 PREFIX = "vision_model."  # transformers 5 leaves it out
 PROJECTION = "visual_projection.weight"
-OF_TEXT = ("text_model.", "text_projection.", "logit_scale")  # of a whole CLIPModel
+OF_TEXT = ("text_model.", "text_projection.", "logit_scale")
 FAR = 0.5  # an expert differs from its start by some percent of its length, other weights by 1.4 times it
 
 
@@ -89,11 +89,9 @@ def locate(pattern: str, lineage: str, task: str) -> Path:
         ValueError: if there is none; names what was looked for.
     """
     place = path_of(pattern, lineage, task)
-    if place.is_file():
-        return place
-    for name in FILES[lineage]:
-        if (place / name).is_file():
-            return place / name
+    for path in (place, *(place / name for name in FILES[lineage])):
+        if path.is_file():
+            return path
     if place.is_dir():
         raise ValueError(f"no expert of '{task}' in {place}: expected {' or '.join(FILES[lineage])} there")
     if pattern.startswith(("/", ".", "~")) or pattern.count("/") != 1 or lineage == TASK_VECTORS:
@@ -106,18 +104,13 @@ def locate(pattern: str, lineage: str, task: str) -> Path:
 
 def _download(hub: str) -> Path:
     """Fetch an expert's files from the hub, or find them in its cache."""
-    from huggingface_hub import hf_hub_download  # here, not above: importing it takes long
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import snapshot_download  # here, not above: importing it takes long
 
     try:
-        hf_hub_download(hub, "config.json")
         for name in FILES[HUGGING_FACE]:
-            try:
-                return Path(hf_hub_download(hub, name))
-            except LocalEntryNotFoundError:  # out of reach, which the class before it would also catch
-                raise
-            except EntryNotFoundError:
-                continue
+            path = Path(snapshot_download(hub, allow_patterns=["config.json", name])) / name
+            if path.is_file():
+                return path
     except Exception as error:  # the hub's client and its HTTP library share no base class
         raise ValueError(
             f"cannot fetch '{hub}' from the Hugging Face hub ({type(error).__name__}); check the network, or set "

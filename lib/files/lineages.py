@@ -13,6 +13,7 @@ method on the one and a method on the other can be one between the experts, so a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,9 +102,8 @@ def one_lineage(*tables: pd.DataFrame) -> str:
     Raises:
         ValueError: if there are several.
     """
-    found: set[str] = set()
-    for table in tables:
-        found |= set(table[COLUMN].fillna(OWN)) if COLUMN in table else {OWN} if len(table) else set()
+    columns = (table[COLUMN].fillna(OWN) if COLUMN in table else [OWN] * len(table) for table in tables)
+    found = set(chain(*columns))
     if len(found) > 1:
         names = " and ".join(f"'{name}'" for name in sorted(found))
         raise ValueError(

@@ -10,7 +10,7 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithProjection
@@ -270,10 +270,10 @@ def test_where_nothing_lies_is_named(start, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"model.safetensors cannot be read as safetensors .*download it again"):
         load(start, tmp_path / "{task}", "mnist")
 
-    def out_of_reach(*_):
+    def out_of_reach(*_, **options):
         raise LocalEntryNotFoundError("offline")
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", out_of_reach)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", out_of_reach)
     with pytest.raises(ValueError, match=r"cannot fetch 'tanganke/clip-vit-base-patch32_stanford-cars' .*the network"):
         load_published("hugging-face", "stanford_cars", *start, lineage="hugging-face", model="ViT-B-32")
 
@@ -281,15 +281,17 @@ def test_where_nothing_lies_is_named(start, tmp_path, monkeypatch):
 def test_an_expert_comes_from_the_hub(start, expert, tmp_path, monkeypatch):
     save_vision_model(as_vision_model(expert), tmp_path, {"hidden_act": "quick_gelu"}, "pytorch_model.bin")
 
-    def from_hub(hub, name):
-        assert hub == "tanganke/clip-vit-base-patch16_sun397"
-        if not (tmp_path / name).is_file():
-            raise EntryNotFoundError(name)
-        return str(tmp_path / name)
+    asked = []
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", from_hub)
+    def from_hub(hub, *, allow_patterns):
+        assert hub == "tanganke/clip-vit-base-patch16_sun397"
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", from_hub)
     _, path = load_published("hugging-face", "sun397", *start, lineage="hugging-face", model="ViT-B-16-quickgelu")
     assert path == tmp_path / "pytorch_model.bin"
+    assert asked == [["config.json", "model.safetensors"], ["config.json", "pytorch_model.bin"]]  # not both at once
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"holds none of model.safetensors, pytorch_model.bin"):
         load_published("hugging-face", "sun397", *start, lineage="hugging-face", model="ViT-B-16")
