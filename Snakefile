@@ -2,7 +2,7 @@
 #
 # `make study` calls this; it can be called directly too, also on a cluster:
 #   python -m snakemake --cores 2 --config profile=tiny seed=1
-#   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32     (README, "On a cluster")
+#   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32     (docs/clusters.md)
 #   python -m snakemake --cores 8 --config profile=clip-vit-l-14 gpus=4              several GPUs for each notebook
 import fcntl
 import hashlib

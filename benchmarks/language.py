@@ -58,6 +58,7 @@ def main() -> None:
 
     from lib.study.language import LanguageWorkspace
     from lib.study.profiles import DRAWN_TEXT_TASKS, GLUE_TASKS, get_profile
+    from lib.study.recipes import merge_by_name
     from lib.study.study import Study
     from lib.study.tables import save_table
 
@@ -89,7 +90,7 @@ def main() -> None:
         setting = workspace.setting()
         for method, phases in (("AdaMerging (layer-wise)", 1), ("Concrete AdaMerging (layer-wise)", 2)):
             began = time.perf_counter()
-            merged = workspace.merge(method, setting)
+            merged = merge_by_name(workspace, method, setting)
             measured(f"{method}, a step (mean over {options.steps} of each phase)", began, phases * options.steps)
         began = time.perf_counter()
         workspace.evaluate(merged.theta, method, limit=32)

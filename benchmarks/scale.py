@@ -24,9 +24,10 @@ from benchmarks.common import ROOT, machine, peak_resident
 from benchmarks.stand_in_hub import MODELS, StandIn, profile_of, write_stand_in
 from lib.files.lineages import HUGGING_FACE
 from lib.study.profiles import PAPER_TASKS, get_profile
+from lib.study.recipes import merge_by_name
 from lib.study.study import Study
 from lib.study.tables import save_table
-from lib.study.vision import Workspace
+from lib.study.vision import VisionWorkspace
 
 TABLE = ROOT / "data/benchmarks/scale.csv"
 CASE = ["model", "tasks", "batch"]
@@ -36,7 +37,7 @@ ADAPTIVE = {"AdaMerging (layer-wise)": 1, "Concrete AdaMerging (layer-wise)": 2}
 
 def open_stand_in(
     stand_in: StandIn, lineage: str, root: Path, model: str, tasks: str = PAPER_TASKS, **changed: object
-) -> Workspace:
+) -> VisionWorkspace:
     """Open the profile that the stand-in is for.
 
     Args:
@@ -49,7 +50,7 @@ def open_stand_in(
     """
     changed = {"mask_steps": 1, "adaptation_steps": 1, **changed, "tasks": tasks}
     changed |= {"model": stand_in.model, "experts": stand_in.experts[lineage]}
-    return Workspace(Study(get_profile(profile_of(model), **changed), data_root=stand_in.data_root, root=root))
+    return VisionWorkspace(Study(get_profile(profile_of(model), **changed), data_root=stand_in.data_root, root=root))
 
 
 class Measured:
@@ -84,10 +85,10 @@ def measure(folder: Path, model: str, tasks: str, batch: int, adaptive: Sequence
     images = sum(map(len, workspace.setting().inputs.values()))
     note(f"decoding {images} images for adaptation")
     for method in BASELINES:
-        workspace.merge(method)
+        merge_by_name(workspace, method)
         note(method)
     for method in adaptive:
-        merged = workspace.merge(method)
+        merged = merge_by_name(workspace, method)
         note(f"{method}, 1 step" + " of each phase" * (ADAPTIVE[method] > 1))
     workspace.evaluate(merged.theta, method, limit=batch)
     note(f"decoding and scoring {len(names)} x {batch} images")

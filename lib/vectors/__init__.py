@@ -7,7 +7,6 @@ from lib.vectors.batch_norm import reestimate_batch_norm
 from lib.vectors.fine_tuning import Expert, fine_tune
 from lib.vectors.flat_model import FlatModel, Objective
 from lib.vectors.layout import Layout
-from lib.vectors.streaming import merge_files, stream_sum
 from lib.vectors.task_vectors import cosine_similarity, layer_kind, layer_norms, sign_agreement, task_vectors
 
 __all__ = [
@@ -19,9 +18,7 @@ __all__ = [
     "fine_tune",
     "layer_kind",
     "layer_norms",
-    "merge_files",
     "reestimate_batch_norm",
     "sign_agreement",
-    "stream_sum",
     "task_vectors",
 ]

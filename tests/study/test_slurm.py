@@ -139,7 +139,7 @@ def test_without_retries_the_next_call_goes_on(toy):
     assert (toy / executed(FIRST)).stat().st_mtime_ns == before  # what was finished did not run again
 
 
-@pytest.mark.skipif(bool(LACKING), reason=f"Slurm is not here: no {', '.join(LACKING)} (README, 'On a cluster')")
+@pytest.mark.skipif(bool(LACKING), reason=f"Slurm is not here: no {', '.join(LACKING)} (docs/clusters.md)")
 def test_the_study_runs_through_slurm(toy):
     resources = ["slurm_partition=toy", "runtime=5", "mem_mb=500", "cpus_per_task=1"]
     options = [
