@@ -34,7 +34,7 @@ class T5:
 
     def determines(self) -> dict[str, object]:
         """For keys: the model and what its tokenizer makes of texts."""
-        return {"model": self.model, "words": self.tokenizer.get_vocab()}
+        return {"model": self.model, "words": sorted(self.tokenizer.get_vocab().items())}  # it has no order of its own
 
 
 @contextmanager

@@ -176,8 +176,8 @@ def _options(part: nn.Module) -> dict[str, object]:
     """The public attributes of a module that are plain, functions, or a configuration."""
     found = {}
     for name, value in vars(part).items():
-        if name.startswith("_") or name == "training":
-            continue
+        if name.startswith("_") or name == "training" or isinstance(value, MethodType):
+            continue  # a bound method is its class's; peft leaves one behind when a model has been used
         if hasattr(value, "to_dict"):  # of transformers and peft
             value = {k: v for k, v in value.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
         if isinstance(value, FunctionType | BuiltinFunctionType | type):

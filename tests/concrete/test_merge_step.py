@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from lib import concrete
-from lib.concrete.mask import kernels
+from lib.concrete import kernels
 from lib.concrete.merge_step import MergeStep
 from lib.concrete.noise import uniform
 from lib.vectors.layout import Layout
@@ -198,7 +199,7 @@ def test_without_a_compiler_there_is_one_warning_and_the_same_result(tmp_path):
     """In a process of its own, because what is compiled is kept."""
     program = """
 import warnings
-from tests.test_merge_step import problem
+from test_merge_step import problem
 from lib.concrete.merge_step import MergeStep
 layout, theta0, vectors, coefficients, gradient = problem()
 thetas = []
@@ -212,7 +213,8 @@ with warnings.catch_warnings(record=True) as caught:
 print([bool((theta == thetas[0]).all()) for theta in thetas])
 print(sum("no working compiler" in str(warning.message) for warning in caught))
 """
-    environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."}
+    paths = os.pathsep.join([".", str(Path(__file__).parent)])
+    environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     equal, warned = done.stdout.split("\n")[:2]
     assert equal == "[True, True, True]", done.stderr

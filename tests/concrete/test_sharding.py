@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lib.concrete.mask import kernels
+from lib.concrete import kernels
 from lib.concrete.noise import block_keys
 from lib.concrete.sharding import Shard
 from lib.vectors.layout import Layout
 
-PROGRAM = Path(__file__).with_name("sharded_program.py")
+PROGRAM = Path(__file__).parents[1] / "sharded_program.py"
 
 
 def start(ranks, path, backend="eager"):

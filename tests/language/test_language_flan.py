@@ -10,7 +10,7 @@ from benchmarks.language import ARCHITECTURES, write_checkpoints
 from lib.language.t5 import load_t5
 from lib.study.profiles import GLUE_TASKS, PROFILES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_checkpoint_of_the_architecture_is_read_back(tmp_path):

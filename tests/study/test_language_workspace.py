@@ -16,7 +16,9 @@ from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime
 from lib.study.language import LanguageWorkspace
 from lib.study.profiles import get_profile
+from lib.study.recipes import merge_by_name
 from lib.study.study import Study
+from lib.vectors.fine_tuning import fine_tune
 from lib.vectors.task_vectors import check_task_vectors
 
 SIZES = {"train_texts": 40, "validation_texts": 10, "adaptation_texts": 20, "test_texts": 20, "curve_texts": 5}
@@ -52,7 +54,7 @@ def world(folder, tmp_path, monkeypatch):
         profile = get_profile("tiny-t5", model=str(folder), tasks=TASKS, **(SIZES | BUDGET | changed))
         workspace = LanguageWorkspace(Study(profile, root=tmp_path))
         for task in workspace.tasks:  # here, not in processes of their own, where `draw` would be the real one
-            workspace.make_expert(task)
+            workspace.fine_tune(task)
         return workspace
 
     return make
@@ -68,7 +70,7 @@ def test_an_expert_in_either_space_answers_as_its_adapter_does(world, space):
         with torch.no_grad():
             here = workspace.model.move_to(workspace.theta0 + workspace.task_vectors[number])
             found = logits(here, prompts)
-            adapter = workspace.adapter_model.move_to(workspace.expert(task).tensors["theta"])
+            adapter = workspace.adapter_model.move_to(workspace.expert(task).theta)
             torch.testing.assert_close(found, logits(adapter, prompts), atol=1e-5, rtol=1e-5)
 
 
@@ -80,7 +82,7 @@ def logits(module, prompts):
 @pytest.mark.parametrize("method", ["Task Arithmetic", "AdaMerging (layer-wise)", "Concrete AdaMerging (task-wise)"])
 def test_the_methods_of_vision_run_as_they_are(world, space, method):
     workspace = world(task_vector=space)
-    merged = workspace.merge(method, curves=True)
+    merged = merge_by_name(workspace, method, curves=True)
     point = workspace.theta0, workspace.task_vectors, workspace.layout
     if method == "Task Arithmetic":
         assert torch.equal(merged.theta, fusion.task_arithmetic(*point, scaling_factor=0.3))
@@ -103,25 +105,31 @@ def test_finished_adapters_are_read_from_files(world, tmp_path):
     assert torch.equal(other.task_vectors, workspace.task_vectors)
 
 
+class Cut(Exception):
+    pass
+
+
 def test_training_goes_on_where_it_was_cut(world, tmp_path):
+    """With dropout, whose masks must follow from the step and not from what was drawn before."""
     workspace = world(lora_dropout=0.2)
-    options = {"steps": 6, "learning_rate": 1e-2}
-    whole, _ = workspace._fine_tune("sentiment", **options)
 
-    class Cut(Exception):
-        pass
+    def train(last=None, checkpoint=None):
+        loss_at = workspace.training_loss("sentiment")
 
-    def stop_after_three(count=[0]):  # noqa: B006 - counts the calls
-        count[0] += 1
-        if count[0] == 3:
-            raise Cut
+        def until(module, step):
+            if step == last:
+                raise Cut
+            return loss_at(module, step)
 
-    path = tmp_path / "checkpoint.pt"
+        given = workspace.adapter_model, workspace.adapter0, until, workspace.validation_accuracy("sentiment")
+        return fine_tune(*given, task="sentiment", steps=6, learning_rate=1e-2, checkpoint=checkpoint)
+
+    whole, path = train(), tmp_path / "checkpoint.pt"
     with pytest.raises(Cut):
-        workspace._fine_tune("sentiment", **options, checkpoint=Checkpoint(path, every=0), on_step=stop_after_three)
-    again, curve = workspace._fine_tune("sentiment", **options, checkpoint=Checkpoint(path, every=0))
-    assert torch.equal(whole, again)
-    assert curve["step"].iloc[-1] == 6
+        train(3, Checkpoint(path, every=0))
+    again = train(checkpoint=Checkpoint(path, every=0))
+    assert torch.equal(whole.theta, again.theta)
+    assert again.curve["step"].iloc[-1] == 6
 
 
 def test_batches_by_length_come_back_in_order(world):

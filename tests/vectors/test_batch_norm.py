@@ -12,8 +12,9 @@ from lib import fusion
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime
 from lib.runtime.rng import generator
+from lib.study.recipes import merge_by_name
 from lib.study.study import Study
-from lib.study.vision import Workspace
+from lib.study.vision import VisionWorkspace
 from lib.vectors import batch_norm
 from lib.vectors.batch_norm import (
     averaged,
@@ -200,7 +201,7 @@ def train(module, steps=9, checkpoint=None, stop=None):
 
     start = model.initial()
     options = {"task": "test", "steps": steps, "learning_rate": 1e-2, "checkpoint": checkpoint}
-    return model, start, fine_tune(model, start, loss_at, lambda _: 0.0, **options)[0]
+    return model, start, fine_tune(model, start, loss_at, lambda _: 0.0, **options).theta
 
 
 def test_fine_tuning_starts_from_the_pre_trained_statistics_and_resumes_with_its_own(tmp_path):
@@ -215,7 +216,8 @@ def test_fine_tuning_starts_from_the_pre_trained_statistics_and_resumes_with_its
     assert all(torch.equal(statistics(resumed.module)[name], value) for name, value in whole.items())
     second = fine_tune(model, start, lambda encoder, _: encoder(torch.ones(4, 3, 8, 8)).sum(), lambda _: 0.0,
                        task="other", steps=1, learning_rate=1e-3)  # fmt: skip
-    assert second[0].shape == theta.shape
+    assert second.theta.shape == theta.shape
+    assert all(torch.equal(second.statistics[name], value) for name, value in statistics(model.module).items())
     assert statistics(model.module)["1.num_batches_tracked"] == 1
 
 
@@ -230,22 +232,21 @@ def workspace(tmp_path_factory):
         adaptation_images=60, test_images=60, fine_tuning_steps=12, fine_tuning_batch=20, adaptation_steps=2,
         mask_steps=2, evaluate_every=1,
     )  # fmt: skip
-    opened = Workspace(Study(profile, root=tmp_path_factory.mktemp("root")))
+    opened = VisionWorkspace(Study(profile, root=tmp_path_factory.mktemp("root")))
     for name in opened.tasks:
-        opened.make_expert(name)
+        opened.fine_tune(name)
     return opened
 
 
 def test_a_stored_expert_gives_its_own_scores_again(workspace):
     """In a fresh process-like workspace, from the store alone, and as its learning curve says."""
-    again = Workspace(workspace.study)
+    again = VisionWorkspace(workspace.study)
     for name in workspace.tasks:
         expert = again.expert(name)
-        own = again.own_statistics(name)
-        assert set(expert.tensors) == {"theta", *own}
+        own = expert.statistics
         assert len(own) == 3 * len(batch_norm.batch_norms(again.backbone.encoder))
-        last = expert.table["validation_accuracy"].iloc[-1]
-        scores = again.evaluate(expert.tensors["theta"], name, "validation", tasks=[name], statistics=own)
+        last = expert.curve["validation_accuracy"].iloc[-1]
+        scores = again.evaluate(expert.theta, name, "validation", tasks=[name], statistics=own)
         assert scores["accuracy"].iloc[0] == last
 
 
@@ -256,9 +257,9 @@ def test_a_merged_model_is_re_estimated_whatever_came_before(workspace):
     stale = workspace.evaluate(theta, "x", statistics=workspace.model.initial_statistics)
     assert not first["loss"].equals(stale["loss"])
     assert first.equals(workspace.evaluate(theta, "x"))
-    assert first.equals(Workspace(workspace.study).evaluate(theta, "x"))
+    assert first.equals(VisionWorkspace(workspace.study).evaluate(theta, "x"))
     expected = workspace.model.move_to(theta)
-    update_bn(list(workspace._mixed_batches(list(workspace.tasks), "")), expected)
+    update_bn(list(workspace.mixed_batches(list(workspace.tasks), "")), expected)
     torch.testing.assert_close(statistics(expected), found)
     one = workspace.evaluate(theta, "x", tasks=["land_cover"])
     assert one["loss"].iloc[0] != first.set_index("task")["loss"]["land_cover"]
@@ -266,21 +267,21 @@ def test_a_merged_model_is_re_estimated_whatever_came_before(workspace):
 
 @pytest.mark.parametrize("method", ["AdaMerging (layer-wise)", "Concrete AdaMerging (layer-wise)"])
 def test_adaptive_methods_run_on_a_conv_net(workspace, method):
-    merged = workspace.merge(method, curves=True)
+    merged = merge_by_name(workspace, method, curves=True)
     assert torch.isfinite(merged.theta).all()
     assert merged.curve["accuracy"].notna().any()
 
 
 def test_statistics_of_experts_are_taken_with_their_own_normalisation(workspace):
     fisher = workspace.fisher(images=4)
-    shutil.rmtree(workspace.study.store.root / "fisher")
+    shutil.rmtree(workspace.study.store.root / "diagonal_fisher")
     load_statistics(workspace.model.module, workspace.model.initial_statistics)
     torch.testing.assert_close(workspace.fisher(images=4), fisher)
     assert fisher.shape == workspace.task_vectors.shape
 
 
 def test_heads_are_made_with_the_pre_trained_normalisation(workspace):
-    fresh = Workspace(workspace.study)
+    fresh = VisionWorkspace(workspace.study)
     heads = {name: head.clone() for name, head in fresh.heads.items()}
     train_set = fresh.split("train")["land_cover"]
     encoder = fresh.place(fresh.theta0, fresh.model.initial_statistics)

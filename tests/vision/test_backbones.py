@@ -13,7 +13,7 @@ from lib.runtime.device import Runtime
 from lib.runtime.rng import generator
 from lib.study.profiles import get_profile
 from lib.study.study import Study
-from lib.study.vision import Workspace
+from lib.study.vision import VisionWorkspace
 from lib.vectors import batch_norm
 from lib.vectors.fine_tuning import fine_tune
 from lib.vectors.flat_model import FlatModel
@@ -116,12 +116,12 @@ def test_weights_of_another_model_or_none_are_named(tmp_path):
 def test_a_profile_that_asks_for_text_is_refused(tmp_path):
     profile = get_profile("tiny", model=SMALL_CONV, image_size=32)
     with pytest.raises(ValueError, match="reads no text, so no head comes from it: set head='class-mean'"):
-        _ = Workspace(Study(profile, root=tmp_path)).backbone
-    plain = Workspace(Study(dataclasses.replace(profile, head="class-mean"), root=tmp_path))
+        _ = VisionWorkspace(Study(profile, root=tmp_path)).backbone
+    plain = VisionWorkspace(Study(dataclasses.replace(profile, head="class-mean"), root=tmp_path))
     assert plain.backbone.image_size == 32
     with pytest.raises(ValueError, match="is no CLIP, which is needed here"):
         _ = plain.clip
-    with pytest.raises(ValueError, match="'image_size' is -1, expected a positive number"):
+    with pytest.raises(ValueError, match="'image_size' is -1, expected 0 or a positive number"):
         get_profile("tiny", image_size=-1)
     assert get_profile("tiny", image_size=0) == get_profile("tiny")
 
@@ -144,7 +144,7 @@ def test_clips_resnet_goes_through_every_step():
     assert 0 < loss < 2
     assert torch.isfinite(gradient).all()
     loss_at = image_loss(heads[1], (images, labels), clip.preprocess, RUNTIME, task="x", batch=4, seed=0)
-    theta, _ = fine_tune(model, theta0, loss_at, lambda _: 0.0, task="x", steps=1, learning_rate=1e-4)
+    theta = fine_tune(model, theta0, loss_at, lambda _: 0.0, task="x", steps=1, learning_rate=1e-4).theta
     batch_norm.reestimate_batch_norm(model.move_to((theta + theta0) / 2), [clip.preprocess(images)])
     assert torch.isfinite(image_features(clip.encoder, images, clip.preprocess, RUNTIME)).all()
 

@@ -162,11 +162,11 @@ def small_fine_tuning(clip, digits, checkpoint=None, steps=12, rate=1e-3):
 
 
 def test_fine_tuning_learns(clip, digits):
-    theta, curve = small_fine_tuning(clip, digits, steps=60)
-    assert curve["validation_accuracy"].iloc[-1] > 0.6
-    assert list(curve.columns) == ["task", "step", "loss", "validation_accuracy"]
+    expert = small_fine_tuning(clip, digits, steps=60)
+    assert expert.curve["validation_accuracy"].iloc[-1] > 0.6
+    assert list(expert.curve.columns) == ["task", "step", "loss", "validation_accuracy"]
     model = FlatModel(clip.visual)
-    assert not (theta * (1 - model.layout.inside())).any()  # padding stays zero
+    assert not (expert.theta * (1 - model.layout.inside())).any()  # padding stays zero
 
 
 def test_a_diverging_run_stops_with_task_and_step(clip, digits):
@@ -179,13 +179,13 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from lib.runtime.checkpoint import Checkpoint
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/vision")
 from test_models import RUNTIME, draw_split, load_clip, small_fine_tuning
 images, labels = draw_split("handwritten_digits", "test of the tests", 80, workers=1)
 digits = torch.from_numpy(images), torch.from_numpy(labels)
 folder = Path(sys.argv[1])
-theta, _ = small_fine_tuning(load_clip(), digits, Checkpoint(folder / "checkpoint.pt", every=0), steps=int(sys.argv[2]))
-save_file({"theta": theta}, folder / "theta.safetensors")
+checkpoint, steps = Checkpoint(folder / "checkpoint.pt", every=0), int(sys.argv[2])
+save_file({"theta": small_fine_tuning(load_clip(), digits, checkpoint, steps).theta}, folder / "theta.safetensors")
 """
 
 

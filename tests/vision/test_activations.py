@@ -9,13 +9,15 @@ import timm
 import torch
 from torch import nn
 
-from lib.fusion import activations as statistics
 from lib.fusion import fisher_merging, regmean, regmean_plus_plus, weight_averaging
 from lib.fusion.activations import layer_groups
 from lib.runtime.device import Runtime
-from lib.runtime.store import Store
-from lib.study.study import expert_statistics
+from lib.study.profiles import get_profile
+from lib.study.study import Study
+from lib.study.vision import VisionWorkspace
+from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
+from lib.vision import activations
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.models import Preprocess, load_clip
 
@@ -92,7 +94,7 @@ def brute_force_fisher(model, theta, head, images, labels):
 @pytest.mark.parametrize("labelled", [False, True])
 @pytest.mark.parametrize("memory", [1, 2**27])  # one gradient at a time, or all at once
 def test_fisher_against_brute_force(kind, labelled, memory, monkeypatch):
-    monkeypatch.setitem(statistics.GRADIENT_BYTES, "cpu", memory)
+    monkeypatch.setitem(activations.GRADIENT_BYTES, "cpu", memory)
     model, _, experts, images, labels, head = small_model(kind)
     given = labels[0] if labelled else None
     before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
@@ -115,7 +117,7 @@ def test_random_signs_estimate_the_expectation(monkeypatch):
     many = diagonal_fisher(*arguments, signs=2000)
     assert (many - exact).norm() < 0.05 * exact.norm()
     every = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * CLASSES) / 8**0.5  # all 8, each once
-    monkeypatch.setattr(statistics, "_combinations", lambda images, *_: every.expand(images, -1, -1))
+    monkeypatch.setattr(activations, "_combinations", lambda images, *_: every.expand(images, -1, -1))
     torch.testing.assert_close(diagonal_fisher(*arguments), exact)
 
 
@@ -258,27 +260,30 @@ def test_statistics_of_experts_are_kept_in_the_store(tmp_path, monkeypatch):
     """What notebook 03 calls, on a made-up study: right shapes, made once, one line per method."""
     model, theta0, experts, images, labels, head = small_model("open_clip ViT", tasks=2, images=6)
     tasks = {"one": 0, "two": 1}
+    workspace = VisionWorkspace(Study(get_profile("tiny"), root=tmp_path))
     splits = {name: SimpleNamespace(images=images[t], labels=labels[t]) for name, t in tasks.items()}
-    study = SimpleNamespace(seed=0, store=Store(tmp_path), runtime=RUNTIME)
-    workspace = SimpleNamespace(
-        study=study, tasks=tasks, split=lambda _: splits, heads={"one": head, "two": head}, model=model,
-        theta0=theta0, task_vectors=experts - theta0, backbone=SimpleNamespace(preprocess=PREPROCESS),
-    )  # fmt: skip
+    workspace._tasks.update(tasks)
+    workspace._splits["train"] = splits
+    # Everything that would be loaded or trained.
+    workspace.__dict__ |= {
+        "heads": {"one": head, "two": head}, "model": model, "theta0": theta0, "task_vectors": experts - theta0,
+        "backbone": SimpleNamespace(preprocess=PREPROCESS), "expert": lambda task: Expert(experts[tasks[task]]),
+    }  # fmt: skip
     everything = (theta0, experts - theta0, model.layout)
-    fisher = expert_statistics.fisher(workspace, images=4, signs=0, labelled=False)
-    chosen, _ = expert_statistics.sample(workspace, "two", 4)
+    fisher = workspace.fisher(images=4, signs=0)
+    chosen, _ = workspace.sample("two", 4)
     torch.testing.assert_close(fisher[1], diagonal_fisher(model, experts[1], head, chosen, PREPROCESS))
-    labelled = expert_statistics.fisher(workspace, images=4, signs=0, labelled=True)
+    labelled = workspace.fisher(images=4, labelled=True)
     assert not torch.allclose(labelled, fisher)
-    grams = expert_statistics.grams(workspace, images=4)
+    grams = workspace.grams(images=4)
     assert grams["transformer.resblocks.0.attn.in_proj_weight"].shape == (2, 8, 8)
-    inputs = expert_statistics.merged_inputs(workspace, images=4)
+    inputs = workspace.merged_inputs(images=4)
     results = [fisher_merging(*everything, fisher=fisher), regmean(*everything, grams=grams)]
     assert all(torch.isfinite(result).all() for result in [*results, regmean_plus_plus(*everything, **inputs)])
-    monkeypatch.setattr(expert_statistics, "input_grams", None)  # from here on only the store can answer
-    monkeypatch.setattr(expert_statistics, "diagonal_fisher", None)
-    assert torch.equal(expert_statistics.fisher(workspace, images=4, signs=0, labelled=False), fisher)
-    again = expert_statistics.grams(workspace, images=4)
+    monkeypatch.setattr(activations, "read_grams", None)  # from here on only the store can answer
+    monkeypatch.setattr(activations, "functional_call", None)
+    assert torch.equal(workspace.fisher(images=4, signs=0), fisher)
+    again = workspace.grams(images=4)
     assert all(torch.equal(again[name], grams[name]) for name in grams)
 
 
