@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lib.files.sets import Contents
 from lib.runtime.names import named_rng
 
 SPLITS = ("train", "validation", "adaptation", "test")
@@ -36,18 +35,13 @@ def stratified_order(labels: np.ndarray, rng: np.random.Generator, first: str) -
     return np.lexsort((rng.random(len(labels)), rank))
 
 
-def file_split_of(contents: Contents, split: str) -> str:
-    """The file split that one of the study's splits is cut from."""
-    if split == "validation":
-        return "validation" if "validation" in contents.labels else "train"
-    return "train" if split == "train" else "test"
-
-
-def choose_rows(contents: Contents, name: str, split: str, sizes: Mapping[str, int], seed: int) -> np.ndarray:
-    """Which rows of `file_split_of(contents, split)` make up a split.
+def choose_rows(
+    labels: Mapping[str, np.ndarray], name: str, split: str, sizes: Mapping[str, int], seed: int
+) -> tuple[str, np.ndarray]:
+    """Which rows of which file split make up a split.
 
     Args:
-        contents: the set.
+        labels: the set's labels, by file split, int64 [rows].
         name: its name, part of the seeds.
         split: "train", "validation", "adaptation" or "test".
         sizes: at most so many images per split, as many of each class as its share; a split that is not named has
@@ -55,20 +49,20 @@ def choose_rows(contents: Contents, name: str, split: str, sizes: Mapping[str, i
         seed: another seed, another choice.
 
     Returns:
-        Row numbers, int64 [N], shuffled; none of them when there are too few rows to share out.
+        The file split and its row numbers, int64 [N], shuffled; none of them when there are too few to share out.
     """
-    file_split = file_split_of(contents, split)
-    labels = contents.labels[file_split]
-    rows = np.arange(len(labels))
-    if file_split == "train" and "validation" not in contents.labels:
-        order = stratified_order(labels, named_rng(name, "validation from train", seed), "common")
+    file_split = "test" if split in ("adaptation", "test") else split if split in labels else "train"
+    own = labels[file_split]
+    rows = np.arange(len(own))
+    if file_split == "train" and "validation" not in labels:
+        order = stratified_order(own, named_rng(name, "validation from train", seed), "common")
         held_out = max(1, min(round(VALIDATION_SHARE * len(rows)), sizes.get("validation", len(rows))))
         rows = order[:held_out] if split == "validation" else order[held_out:]
     elif file_split == "test":
-        order = stratified_order(labels, named_rng(name, "halves of test", seed), "random")
+        order = stratified_order(own, named_rng(name, "halves of test", seed), "random")
         half = (len(rows) + 1) // 2
         rows = order[:half] if split == "adaptation" else order[half:]
     rng = named_rng(name, split, "subset", seed)
     rows = np.sort(rows)
-    rows = rows[stratified_order(labels[rows], rng, "all")][: sizes.get(split, len(rows))]
-    return rng.permutation(rows)
+    rows = rows[stratified_order(own[rows], rng, "all")][: sizes.get(split, len(rows))]
+    return file_split, rng.permutation(rows)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.files.sets import Contents, DataError, Source, compare, find_source
+from lib.files.sets import DataError, Source, compare, find_source
 from lib.files.splits import SPLITS, choose_rows
 from lib.language.registry import TextTask
 from lib.runtime.keys import key_of
@@ -127,7 +127,7 @@ def _from_files(task: TextTask, split: str, sizes: Mapping[str, int], data_root:
     if split in ("train", "validation"):
         file, rows = "train", unseen(read_rows(task, source, "train"), rows, task.columns)
     strata = np.rint(rows["label"].to_numpy(dtype=float)).astype(np.int64)  # a class, or a grade to the nearest number
-    chosen = choose_rows(Contents(task.words, {file: strata}), task.glue, split, sizes, seed)
+    _, chosen = choose_rows({file: strata}, task.glue, split, sizes, seed)
     if not chosen.size:
         raise DataError(f"{source}: {len(rows)} usable rows are too few to make split '{split}'; add some")
     return rows.iloc[chosen].to_dict("records")

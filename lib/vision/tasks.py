@@ -6,8 +6,8 @@
     test         held-out images that nothing ever sees before the score
 
 Drawn tasks draw each split from seeds of its own. A real set's test split is cut into adaptation and test halves; its
-validation split is its own or a tenth of train. Every split is made once and cached as safetensors; what is cached is
-mapped into memory, not read, so a set may be larger than memory.
+validation split is its own or a tenth of train. Every split is made once and cached; what is cached is mapped into
+memory, not read, so a set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lib.files.sets import DataError, Source, compare, find_source, folders_in, read_contents
-from lib.files.splits import SPLITS, choose_rows, file_split_of
+from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
 from lib.runtime.keys import key_of
 from lib.runtime.progress import progress
@@ -192,7 +192,7 @@ def _cached(
             raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
         determines |= {"source": source.fingerprint()}
         determines |= {"validation": sizes.get("validation")} if split == "train" else {}
-    return cache / "splits" / f"{task.name}-{split}-{key_of(determines)}.safetensors"
+    return cache / "splits" / f"{task.name}-{split}-{key_of(determines)}.npy"
 
 
 def _read(path: Path) -> Split:
@@ -214,14 +214,15 @@ def _new_split(path: Path, labels: np.ndarray, side: int) -> Iterator[Writer]:
 
 def _decode(path: Path, source: Source, split: str, sizes: Mapping[str, int], side: int, seed: int, label: str) -> None:
     """Decode a split of a real set into a file that holds labels, images and a hash of the images."""
-    contents = read_contents(source)
-    rows, file_split = choose_rows(contents, source.name, split, sizes, seed), file_split_of(contents, split)
-    labels = contents.labels[file_split]
+    labels = read_contents(source).labels
+    file_split, rows = choose_rows(labels, source.name, split, sizes, seed)
     if not rows.size:
-        raise DataError(f"{source}: {len(labels)} images of '{file_split}' are too few to make '{split}'; add some")
+        raise DataError(
+            f"{source}: {len(labels[file_split])} images of '{file_split}' are too few to make '{split}'; add some"
+        )
     hashes, size = [b""] * len(rows), in_words(3 * side * side * len(rows))
     remove_unfinished(path)
-    with _new_split(path, labels[rows], side) as file:
+    with _new_split(path, labels[file_split][rows], side) as file:
         images = decode_rows(source, file_split, rows, side)
         for place, image in progress(images, label, total=len(rows), postfix=lambda: f"{size}, mapped from now on"):
             file.write("images", place, image)

@@ -9,7 +9,7 @@ import torch
 from mirrors import make_mirror, picture, write_split
 
 import worlds.images
-from lib.files.sets import Contents, DataError
+from lib.files.sets import DataError
 from lib.files.splits import SPLITS, choose_rows, stratified_order
 from lib.runtime.names import named_rng
 from lib.study.profiles import DRAWN_TASKS, REAL_TASKS
@@ -136,7 +136,7 @@ def test_loading_fills_the_cache_and_leaves_nothing_else(stand_in, tmp_path, loa
     for split in SPLITS:
         load_splits([task], split, sizes=SIZES, image_size=32, cache=cache)
     files = sorted(path.name for path in (cache / "splits").iterdir())
-    assert len(files) == 4 and all(name.endswith(".safetensors") and not name.startswith(".") for name in files)
+    assert len(files) == 4 and all(name.endswith(".npy") and not name.startswith(".") for name in files)
     (cache / "splits" / files[0]).write_bytes(b"cut off")
     with pytest.raises(DataError, match=r"cached images .* cannot be read .*delete the file"):
         load(task, files[0].split("-")[1])
@@ -228,10 +228,12 @@ def test_subsets_keep_the_classes_in_proportion():
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_class_with_one_image_stays_in_train_and_two_are_shared_between_the_halves(seed):
-    contents = Contents(("a", "b"), {"train": np.array([0] * 30 + [1]), "test": np.array([0] * 8 + [1, 1])})
-    assert 30 in choose_rows(contents, "odd", "train", {}, seed)
+    labels = {"train": np.array([0] * 30 + [1]), "test": np.array([0] * 8 + [1, 1])}
+    file_split, rows = choose_rows(labels, "odd", "train", {}, seed)
+    assert file_split == "train" and 30 in rows
     for split in ("adaptation", "test"):
-        assert np.sum(choose_rows(contents, "odd", split, {}, seed) >= 8) == 1
+        file_split, rows = choose_rows(labels, "odd", split, {}, seed)
+        assert file_split == "test" and np.sum(rows >= 8) == 1
 
 
 # --- errors
