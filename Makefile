@@ -97,7 +97,7 @@ lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
 publish: $(READY) ## Make a run's tables (PROFILE, SEEDS), outputs and figures the committed ones, ready to commit
-	@$(PY) -m lib.study.publish --profile "$(PROFILE)" --seeds "$(SEEDS)"
+	@$(PY) -m scripts.publish --profile "$(PROFILE)" --seeds "$(SEEDS)"
 	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(firstword $(SEEDS))"
 
 pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT, tiny T5 (up to an hour)

@@ -199,7 +199,7 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
             threads: max(1, CORES // AT_ONCE)
             # --with-log and no `log:`, because Snakemake deletes the log of an attempt that failed when it tries again.
             shell:
-                "exec {START} -m lib.study.run_notebook {input.source:q} {output.executed:q} --with-log --with-parent"
+                "exec {START} -m scripts.run_notebook {input.source:q} {output.executed:q} --with-log --with-parent"
                 " {ARGUMENTS} -p seed {params.seed}"
 
 
@@ -218,7 +218,7 @@ rule figures:
 
 onsuccess:
     print(f"\nDone. Executed notebooks and tables: {RUNS}/seed*   figures: {RUNS}/figures", flush=True)
-    command = [sys.executable, "-m", "lib.study.compare", "--root", ".", "--profile", LABEL]
+    command = [sys.executable, "-m", "scripts.compare", "--root", ".", "--profile", LABEL]
     subprocess.run([*command, "--seeds", " ".join(map(str, SEEDS))])
 
 

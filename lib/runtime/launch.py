@@ -1,6 +1,6 @@
 """What torchrun has told this process. It needs no torch, so that starting a notebook does not wait for it.
 
-    torchrun --standalone --nproc-per-node 4 -m lib.study.run_notebook IN OUT
+    torchrun --standalone --nproc-per-node 4 -m scripts.run_notebook IN OUT
 
 starts the same program four times and numbers the processes in their environment; what they then do together is in
 `lib.runtime.ranks`.

@@ -20,11 +20,12 @@ from lib.files.lineages import tagged
 from lib.runtime.device import choose_runtime
 from lib.runtime.launch import Launch
 from lib.study.profiles import get_profile
+from lib.study.recipes import merge_by_name
 from lib.study.study import ROOT, Study
 from lib.study.tables import load_table
-from lib.study.vision import Workspace
+from lib.study.vision import VisionWorkspace
 
-PROGRAM = Path(__file__).with_name("together_program.py")
+PROGRAM = Path(__file__).parents[1] / "together_program.py"
 CHANGED = {
     "tasks": "textures land_cover", "fine_tuning_steps": 2, "mask_steps": 2, "adaptation_steps": 2, "evaluate_every": 1,
     "adaptation_batch": 4, "train_images": 20, "validation_images": 20, "adaptation_images": 40, "test_images": 20,
@@ -33,14 +34,13 @@ CHANGED = {
 STUDY = """
 import dataclasses
 from pathlib import Path
-from lib.study.study import open_study
-from lib.study.vision import Workspace
+from lib.study import VisionWorkspace, merge_by_name, open_study
 
 study = dataclasses.replace(open_study(globals()), root=Path("."))
-workspace = Workspace(study)
+workspace = VisionWorkspace(study)
 """
 MERGE = """
-learned = workspace.merge("Concrete AdaMerging (layer-wise)", curves=True)
+learned = merge_by_name(workspace, "Concrete AdaMerging (layer-wise)", curves=True)
 study.save(learned.curve, "curve")
 scores = study.save(workspace.evaluate(learned.theta, "merged"), "scores")
 print(len(scores), "scores")
@@ -50,7 +50,11 @@ print(len(scores), "scores")
 def run(*command, folder, ranks=2, **variables):
     """Run a Python program in a folder, in several processes if `ranks` is more than one."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | variables
+    environment = (
+        os.environ
+        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        | variables
+    )
     return subprocess.run(
         [sys.executable, *launcher, *map(str, command)],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=1500,
@@ -65,7 +69,7 @@ def run_notebook(folder, *cells, ranks=2, parameters=(), **variables):
     given = [part for name in parameters for part in ("-p", name, parameters[name])]
     command = [
         "-m",
-        "lib.study.run_notebook",
+        "scripts.run_notebook",
         "07_toy.ipynb",
         "out/07_toy.ipynb",
         "--with-log",
@@ -87,8 +91,7 @@ def test_three_processes_find_what_one_finds(tmp_path):
     assert all(map(torch.equal, together["whole"], together["continued"]))
     assert all(map(torch.equal, together["exact"], alone["exact"])), "the first process does that alone"
     made = [
-        {folder.name for folder in (tmp_path / f"root{ranks}/data/cache/artifacts/adaptation").iterdir()}
-        for ranks in (3, 1)
+        {folder.name for folder in (tmp_path / f"root{ranks}/data/cache/results/adapt").iterdir()} for ranks in (3, 1)
     ]
     assert len(made[0] & made[1]) >= 5, "results are kept under the same keys"
 
@@ -102,13 +105,13 @@ def test_a_notebook_in_two_processes_leaves_what_one_process_leaves(tmp_path):
     study = Study(get_profile("tiny", **CHANGED), root=tmp_path)
     store, results = study.store.root, study.results
     together = {name: load_table(results / f"{name}.csv") for name in ("curve", "scores")}
-    experts = sorted((store / "expert").iterdir())
+    experts = sorted((store / "fine_tune").iterdir())
     assert len(experts) == 2
-    assert len(list((store / "adaptation").iterdir())) == 2
-    (store / "adaptation").rename(store / "adaptation of two")
-    workspace = Workspace(study)
-    learned = workspace.merge("Concrete AdaMerging (layer-wise)", curves=True)
-    assert sorted((store / "expert").iterdir()) == experts, "one process finds the experts of two"
+    assert len(list((store / "adapt").iterdir())) == 2
+    (store / "adapt").rename(store / "made by two")
+    workspace = VisionWorkspace(study)
+    learned = merge_by_name(workspace, "Concrete AdaMerging (layer-wise)", curves=True)
+    assert sorted((store / "fine_tune").iterdir()) == experts, "one process finds the experts of two"
     pd.testing.assert_frame_equal(together["curve"], learned.curve, rtol=1e-4, check_dtype=False)
     scores = tagged(workspace.evaluate(learned.theta, "merged"), study.profile.lineage)
     pd.testing.assert_frame_equal(together["scores"], scores, rtol=1e-4, check_dtype=False)
@@ -163,7 +166,7 @@ def test_gpus_of_make_study_reach_torchrun(tmp_path, gpus, started):
     command = ["-m", "snakemake", "--dry-run", "--printshellcmds", "--cores", "8", "--nolock", "--config"]
     done = run(*command, "profile=tiny", f"gpus={gpus}", folder=tmp_path, ranks=1)
     assert done.returncode == 0, done.stderr
-    commands = re.findall(r"exec (.*) -m lib.study.run_notebook", done.stdout + done.stderr)
+    commands = re.findall(r"exec (.*) -m scripts.run_notebook", done.stdout + done.stderr)
     assert commands
     assert all(("torch.distributed.run --standalone --nproc-per-node 4" in line) == started for line in commands)
     assert all(line.startswith("env OMP_NUM_THREADS=2 ") == started for line in commands)

@@ -10,7 +10,7 @@ from mirrors import make_mirror
 
 from lib import figures
 from lib.study.profiles import get_profile
-from lib.study.run_notebook import run_notebook
+from scripts.run_notebook import run_notebook
 from lib.study.study import ROOT
 
 SMALL = {

@@ -1,4 +1,4 @@
-"""How far this machine's tables differ from the committed ones, in one line: `python -m lib.study.compare`."""
+"""How far this machine's tables differ from the committed ones, in one line: `python -m scripts.compare`."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _all_there(paths: Sequence[Path]) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line: print the line."""
-    parser = argparse.ArgumentParser(prog="python -m lib.study.compare", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="tiny", help="a folder of runs, such as tiny or tiny+mask_steps=50")
     parser.add_argument("--seeds", default="0", help='such as "0 1 2"')
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")

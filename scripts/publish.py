@@ -1,4 +1,4 @@
-"""Make a run's tables the committed ones, and its outputs those of `notebooks/`: `python -m lib.study.publish`.
+"""Make a run's tables the committed ones, and its outputs those of `notebooks/`: `python -m scripts.publish`.
 
 Only outputs and execution counts travel. The text and the code of a committed notebook stay as they are, and what
 papermill adds (the injected parameters, timings, paths of this machine) does not come along. Nothing is written unless
@@ -143,7 +143,7 @@ def _without_paths(about: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lib.study.publish", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.publish", description=__doc__.splitlines()[0])
     parser.add_argument("--profile", default="tiny", help="a profile, or a folder of runs such as tiny+mask_steps=50")
     parser.add_argument("--seeds", default="0", help='whose tables, such as "0 1 2"; outputs are those of the first')
     given = parser.parse_args(arguments)

@@ -1,10 +1,10 @@
-"""Run one notebook from the command line, showing what it does: `python -m lib.study.run_notebook IN OUT -p seed 1`.
+"""Run one notebook from the command line, showing what it does: `python -m scripts.run_notebook IN OUT -p seed 1`.
 
 papermill does the work; this adds what is missing when nobody looks at a browser: which cell runs, what it prints as
 it prints it, a short message when it fails, and an output file that has its name only once the run has finished.
 Plain `papermill IN OUT -p seed 1` works just as well.
 
-On several GPUs: `torchrun --standalone --nproc-per-node 4 -m lib.study.run_notebook IN OUT`. Every process runs the
+On several GPUs: `torchrun --standalone --nproc-per-node 4 -m scripts.run_notebook IN OUT`. Every process runs the
 whole notebook, and what they share is said in `lib.runtime.ranks`. The first one shows and writes what one process
 does; what another one prints is shown if it fails.
 """
@@ -173,7 +173,7 @@ def run_notebook(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit code is 0 when the notebook finished, 1 when it stopped, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m lib.study.run_notebook", description="Run one notebook, visibly.")
+    parser = argparse.ArgumentParser(prog="python -m scripts.run_notebook", description="Run one notebook, visibly.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("output", type=Path)
     pair = {"nargs": 2, "metavar": ("NAME", "VALUE"), "action": "append", "default": []}

@@ -12,7 +12,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from lib.runtime.disk import ROOT
 from lib.runtime.parameters import typed
 from lib.study.profiles import family_of, get_profile
-from lib.study.run_notebook import NotebookStopped, Report, main, run_notebook
+from scripts.run_notebook import NotebookStopped, Report, main, run_notebook
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_notebook_ends_with_what_started_it(notebook, tmp_path):
     command = [
         sys.executable,
         "-m",
-        "lib.study.run_notebook",
+        "scripts.run_notebook",
         str(source),
         str(tmp_path / "out.ipynb"),
         "--with-parent",

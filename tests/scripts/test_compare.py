@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from lib.study.compare import compare, largest_difference, main
+from scripts.compare import compare, largest_difference, main
 from lib.study.tables import save_table
 
 FUSION = pd.DataFrame(

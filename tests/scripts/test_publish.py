@@ -8,8 +8,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from lib.study.publish import publish, tables_of, with_outputs
-from lib.study.run_notebook import run_notebook
+from scripts.publish import publish, tables_of, with_outputs
+from scripts.run_notebook import run_notebook
 
 PARAMETERS = new_code_cell("seed = 0", metadata={"tags": ["parameters"]})
 SOURCE = new_notebook(cells=[PARAMETERS, new_code_cell("print(seed)")])
