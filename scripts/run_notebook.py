@@ -21,6 +21,7 @@ import re
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,11 +32,14 @@ from jupyter_client.kernelspec import NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from lib.runtime.launch import launched
+from lib.runtime.launch import Launch, launched
 from lib.runtime.parameters import typed
 from lib.runtime.progress import duration
 
 Cell = nbformat.NotebookNode
+# How torch words it when a message to or from another process fails, which says nothing about why that one is gone.
+OTHER_PROCESS = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)?Error|Connection (?:closed|reset) by peer")
+LONG = 30.0  # seconds, in which torchrun notices that a process has ended
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -199,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             run_notebook(given.notebook, given.output, parameters, shown)
         except NotebookStopped as error:
-            if not launch.may_tell(str(error)):
+            if not may_tell(launch, str(error)):
                 return 1
             if launch.rank:
                 print(f"{begin}\n{shown.getvalue()}", file=file, flush=True)
@@ -211,6 +215,38 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"\n{given.notebook} was interrupted; the same command goes on.\n", file=sys.stderr, flush=True)
             return 130
     return 0
+
+
+def patience(launch: Launch, error: str) -> float:
+    """Seconds to keep an error to onelaunch.
+
+    One that all have is for the first process to tell; one that only lost another process lets that one speak.
+    """
+    lost = LONG if launch.processes > 1 and OTHER_PROCESS.search(error) else 0.0
+    return lost + 2.0 * launch.rank
+
+
+def may_tell(launch: Launch, error: str) -> bool:
+    """Whether this process is the one to say why the run failed, so that it is said once.
+
+    torchrun ends all processes as soon as one has failed, so one that may not tell must not go first: it waits.
+    """
+    time.sleep(patience(launch, error))
+    if launch.processes == 1 or _first_to_ask():
+        return True
+    time.sleep(LONG)
+    return False
+
+
+def _first_to_ask() -> bool:
+    """Whether no other process of this run has asked before; torchrun itself keeps count."""
+    from torch.distributed import TCPStore  # now, when nothing is left to wait for it
+
+    try:
+        counter = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=timedelta(seconds=30))
+        return counter.add("study/failed", 1) == 1
+    except RuntimeError:  # torchrun is gone, and with it whoever else might tell
+        return True
 
 
 def _failure(report: Report, cause: str, partial: Path) -> str:

@@ -7,10 +7,10 @@ from lib.adaptation.protocol import CHOICES, Protocol
 from lib.adaptation.signatures import signatures
 
 __all__ = [
-    "Adapted",
     "CHOICES",
-    "Coefficients",
     "OBJECTIVES",
+    "Adapted",
+    "Coefficients",
     "PredictionObjective",
     "Protocol",
     "adapt",

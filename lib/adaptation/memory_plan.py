@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -155,13 +156,9 @@ def check(
     theta0: Tensor,
     task_vectors: Tensor,
     *,
-    learn_mask: bool,
-    coefficients: bool,
-    fixed_mask: bool,
-    exact: bool,
-    frozen_bytes: int = 0,
     processes: int = 1,
     room: Callable[[str], int | None] | None = None,
+    **flags: int,
 ) -> str:
     """Plan a phase and compare it with the memory that is free.
 
@@ -170,13 +167,9 @@ def check(
         objective: what it minimises.
         theta0: pre-trained parameters [D], where the phase computes.
         task_vectors: [T, D].
-        learn_mask: see `Needs`, as the other flags.
-        coefficients: likewise.
-        fixed_mask: likewise.
-        exact: likewise.
-        frozen_bytes: likewise.
-        processes: likewise; `task_vectors` are then this one's part, wherever it is now.
+        processes: how many share the work; `task_vectors` are then this one's part, wherever it is now.
         room: how many bytes are free on a device; by default `free_memory`.
+        flags: `learn_mask`, `coefficients`, `fixed_mask`, `exact`, `frozen_bytes` of `Needs`.
 
     Returns:
         The plan in one line.
@@ -196,11 +189,7 @@ def check(
         rows=rows,
         rows_at_once=objective.rows_together(),
         **measured(objective, theta0),
-        frozen_bytes=frozen_bytes,
-        learn_mask=learn_mask,
-        coefficients=coefficients,
-        fixed_mask=fixed_mask,
-        exact=exact,
+        **flags,
         vectors=kind,
         accelerator=theta0.device.type != "cpu",
         processes=processes,
@@ -209,7 +198,7 @@ def check(
     held = [theta0, objective.model.gradient] + [task_vectors] * (not elsewhere)  # they are there already
     if free is not None and device == "cpu":
         free //= processes  # they share one memory
-    total = None if free is None else free + frozen_bytes + sum(tensor.nbytes for tensor in held)
+    total = None if free is None else free + flags.get("frozen_bytes", 0) + sum(tensor.nbytes for tensor in held)
     text = sentence(label, parts, device, total)
     if total is not None and sum(parts.values()) > total:
         raise MemoryError(f"{text}: {mend(needs, total)}")
@@ -249,19 +238,15 @@ def _kept_by_autograd(forward: Callable[[], object], ours: set[int]) -> int:
     return sum(sizes)
 
 
-def free_memory(device: str) -> int | None:
-    """Bytes that this process can still have on a device; None where the system does not say."""
+def free_memory(device: str) -> int:
+    """Bytes that this process can still have on a device."""
     kind = device.split(":")[0]
     if kind == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     if kind == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in info.read_text().splitlines())
-    found = int(lines["MemAvailable"].split()[0]) * 1024
+    found = psutil.virtual_memory().available
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():  # a container's share
         found = min(found, int(most) - int(used.read_text()))

@@ -66,7 +66,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         frozen_bytes: what the frozen parts of the model take on the device, for the memory plan.
 
     Attributes:
-        mine: which tasks go through the model in this process; the others are for other ones (`lib.adaptation.together`).
+        mine: which tasks go through the model in this process; the others are for other ones (see `together`).
         shares: of the last evaluation, per task of `mine`: mean entropy, and entropy of the mean prediction, as a share
             of their largest possible value.
         report: of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, that of the mean prediction

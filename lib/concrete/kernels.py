@@ -5,10 +5,10 @@ r"""The four passes of a mask step over blocks of a flat vector, each reading an
     pull           G, tau_1..T, x -> sum_b G m tau_t, and S = sum_t lambda_t tau_t
     update_logits  G, S, x, moments -> x, moments                                  closed-form gradient, then Adam
 
-The mask is not stored: it is drawn again in each pass from the counters of `lib.concrete.noise`, which compiled is cheaper than
-reading it. (Small vectors in eager code keep it.) `torch.compile` turns each function into one loop (C++/OpenMP on a
-CPU, Triton on a GPU); without a compiler the same functions run eagerly, on a few blocks at a time so that what lies
-between them stays in the cache.
+The mask is not stored: it is drawn again in each pass from the counters of `lib.concrete.noise`, which compiled is
+cheaper than reading it. (Small vectors in eager code keep it.) `torch.compile` turns each function into one loop
+(C++/OpenMP on a CPU, Triton on a GPU); without a compiler the same functions run eagerly, on a few blocks at a time so
+that what lies between them stays in the cache.
 
 Shapes: n blocks of B elements. Vectors are [n, B], task vectors [T, n, B], numbers per block [n, 1] or [T, n, 1].
 """

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lib.concrete.kernels import TASKS_AT_ONCE, Draw
 from lib.concrete import kernels
+from lib.concrete.kernels import TASKS_AT_ONCE, Draw
 from lib.concrete.mask import SMALLEST_MEAN, check_temperature
 from lib.concrete.noise import block_keys
 from lib.concrete.sharding import Shard

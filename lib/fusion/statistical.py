@@ -1,7 +1,8 @@
 """Merging by statistics of the tasks' data: averages in which each task counts where its data says it matters.
 
-The statistics (diagonal Fisher information, Gram matrices of layer inputs) come from `lib.fusion.activations`; nothing here
-sees a model or an image. All three methods work on task vectors, so that equal experts give back exactly their value.
+The statistics (diagonal Fisher information, Gram matrices of layer inputs) come from the rooms of vision and language;
+nothing here sees a model or an image. All three methods work on task vectors, so that equal experts give back exactly
+their value.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def fisher_merging(
     and with `normalise` each task's (F_t + floor) is divided by (|F_t| + floor), so that an expert whose gradients are
     large everywhere does not win everywhere. A parameter of which no task has information is plainly averaged.
 
-    F needs images but no labels, which the model itself predicts: see `lib.fusion.activations.diagonal_fisher`.
+    F needs images but no labels, which the model itself predicts: see `lib.vision.diagonal_fisher`.
 
     Args:
         theta0: pre-trained parameters [D].
@@ -88,7 +89,7 @@ def regmean(
         theta0: pre-trained parameters [D].
         task_vectors: [T, D].
         layout: where each layer lies.
-        grams: layer name -> Gram matrices of its inputs [T, in, in], as `lib.fusion.activations.input_grams` makes them.
+        grams: layer name -> Gram matrices of its inputs [T, in, in], as `lib.vision.input_grams` makes them.
         non_diagonal: factor of the entries off the diagonal, in [0, 1]; 1 is least squares.
 
     Returns:
@@ -127,7 +128,7 @@ def regmean_plus_plus(
         theta0: pre-trained parameters [D].
         task_vectors: [T, D].
         layout: where each layer lies.
-        groups: names of the layers of each group, in the order of the forward pass (`lib.fusion.activations.layer_groups`).
+        groups: names of the layers of each group, in the order of the forward pass (see `layer_groups`).
         grams_at: `grams_at(task number, theta [D], layer names) -> {layer name: [in, in]}`, the Gram matrices of that
             task's inputs with the model at theta; layers that it leaves out are averaged.
         non_diagonal: as for `regmean`.

@@ -19,7 +19,7 @@ def diagonal_fisher(model: FlatModel, theta: Tensor, prompts: Tensor, *, signs: 
     """Diagonal Fisher information of the first decoded token's distribution, without labels.
 
     Mean over prompts of sum_c p_c g_c^2 (Matena and Raffel, https://arxiv.org/abs/2111.09832, section 3), estimated
-    with random signs s_c as in `lib.vision.activations.diagonal_fisher`: E (sum_c s_c sqrt(p_c) g_c)^2 is that sum, so the
+    with random signs s_c as in `lib.vision.diagonal_fisher`: E (sum_c s_c sqrt(p_c) g_c)^2 is that sum, so the
     number of backward passes does not grow with the vocabulary.
 
     Args:

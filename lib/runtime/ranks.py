@@ -1,9 +1,9 @@
 """Several processes that run one notebook together: who they are, and how they agree.
 
-torchrun starts the same notebook in every process (see `lib.runtime.launch`), and opening a study joins them. From then on
+torchrun starts the same notebook in every process (see `launch`), and opening a study joins them. From then on
 
-- adaptation is computed by all of them, each with its own tasks and its own part of the mask (`methods.run`);
-- what else takes long is made by one, and the others wait until the store has it (`Store.get`);
+- adaptation is computed by all of them, each with its own tasks and its own part of the mask (`together`);
+- what else takes long is made by one, and the others wait until the store has it (`store`);
 - the first process writes tables and shows progress, and everything else in a notebook is simply done by each.
 
 In a process that torchrun did not start, and in worker processes, there is one process and nothing here does anything.

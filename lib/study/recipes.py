@@ -13,6 +13,8 @@ from lib import fusion
 from lib.adaptation.loop import adapt
 from lib.adaptation.protocol import Protocol
 from lib.concrete import mask as masks
+from lib.runtime.parameters import refuse_unknown
+from lib.study.profiles import field_names
 from lib.study.setting import Setting
 from lib.study.workspace import Workspace
 
@@ -87,7 +89,9 @@ def merge_by_name(
     Raises:
         ValueError: for an unknown method or field.
     """
-    budget, setting = replace(workspace.study.profile, **changed), setting or workspace.setting()
+    profile, setting = workspace.study.profile, setting or workspace.setting()
+    refuse_unknown(changed, field_names(type(profile)))
+    budget = replace(profile, **changed)
     theta0, vectors, layout = workspace.theta0, setting.task_vectors, workspace.layout
     if method in BASELINES:
         return Merged(BASELINES[method](theta0, vectors.to(theta0), layout, scaling_factor=budget.scaling_factor))

@@ -22,13 +22,12 @@ from lib.vectors.fine_tuning import Expert, fine_tune
 from lib.vectors.flat_model import FlatModel
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.backbones import load_backbone
-from lib.vision.corruptions import corrupt
 from lib.vision.features import image_features
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
 from lib.vision.objective import ImageObjective, image_accuracy, image_loss
 from lib.vision.scoring import score
-from lib.vision.tasks import Split, Task, load_splits, load_task
+from lib.vision.tasks import Split, Task, corrupt, load_splits, load_task
 
 
 @dataclass
@@ -232,7 +231,7 @@ class VisionWorkspace(Workspace):
             method: value of that column.
             splits: which splits; by default the held-out "test".
             tasks: which tasks; by default all.
-            corruption: of the images, see `lib.vision.corruptions`; "" for none.
+            corruption: of the images, see `worlds.images.corruptions`; "" for none.
             limit: at most so many images per task.
             statistics: BatchNorm's running statistics, such as an expert's own; by default they are
                 re-estimated at theta on the adaptation images of the tasks scored, which is the rule for merged models.

@@ -85,7 +85,7 @@ class Workspace(ABC):
     def fine_tune(self, task: str) -> Expert:
         """Train the expert of a task in this process, or read what that gave: see `lib.vectors.fine_tune`."""
 
-    def ready(self) -> None:
+    def ready(self) -> None:  # noqa: B027 - nothing to make, unless a subclass says so
         """Make what all experts start from, before processes that train them start."""
 
     @property
@@ -166,7 +166,7 @@ class Workspace(ABC):
 
         Args:
             tasks: names, in any order; () for all.
-            corruption: of adaptation images, see `lib.vision.corruptions`.
+            corruption: of adaptation images, see `worlds.images.corruptions`.
             inputs: other unlabelled inputs, by task; by default the adaptation split.
             scale: factor on the task vectors.
             objective: "entropy" (the paper's) or "information-maximisation".

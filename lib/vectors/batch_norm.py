@@ -13,8 +13,8 @@ above all (REPAIR, https://arxiv.org/abs/2211.08403). The study has one rule for
   differentiates through them, as TENT does (https://arxiv.org/abs/2006.10726); running statistics are neither read nor
   written (`batch_statistics`). That is what re-estimation averages over many such batches.
 
-Merging whole files (`lib.vectors.streaming`) knows no models: it treats running statistics like any other entry, so re-estimate
-them afterwards.
+Merging whole files (`lib.vectors.streaming`) knows no models: it treats running statistics like any other entry, so
+re-estimate them afterwards.
 
 LayerNorm and GroupNorm normalise each image by itself and have no such state; for them everything here does nothing.
 """

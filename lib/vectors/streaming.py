@@ -9,7 +9,7 @@ then stands for the stack of all T task vectors, as if there were only one:
     weight_averaging(theta0, summed[None] / len(files), layout)
     adapt(objective_at, theta0, summed[None], layout, coefficients=None, learn_mask=True)  # Concrete Task Arithmetic
 
-From files to a file, on the command line: `python -m lib.vectors.streaming --help`.
+From files to a file, on the command line: `python -m scripts.merge_files --help`.
 
 Rounding: a layer is added up in float64 and rounded once, to theta0's type. So a float32 S has the relative error of
 one rounding, 6e-8, and the order of the files does not show.
@@ -17,20 +17,14 @@ one rounding, 6e-8, and the order of the files does not show.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lib.runtime.disk import atomic_path
 from lib.runtime.progress import progress
 from lib.vectors.layout import Layout
 
@@ -38,7 +32,6 @@ from lib.vectors.layout import Layout
 FLOATING = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 INTEGER = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 CHUNK = 1 << 18  # elements added at a time: the float64 copies this makes stay in the cache, which is twice as fast
-METHODS = {"weight-averaging": None, "task-arithmetic": 0.3}  # of the command line, with their scaling factors
 
 
 def stream_sum(theta0: Tensor, files: Sequence[Path], layout: Layout, *, coefficients: Tensor | None = None) -> Tensor:
@@ -72,10 +65,10 @@ def stream_sum(theta0: Tensor, files: Sequence[Path], layout: Layout, *, coeffic
     for name, column in progress(columns, f"sum over {len(files)} files, layers"):
         total = torch.zeros(base[name].shape, dtype=torch.float64)
         for file, weight in zip(files, column, strict=True):
-            _add(total, _read(file, name), weight)
+            _add(total, read_layer(file, name), weight)
         _add(total, base[name].cpu(), -sum(column))
         if not torch.isfinite(total).all():  # never for finite float32 numbers: their sum cannot overflow in float64
-            bad = [file for file in files if not torch.isfinite(_read(file, name)).all()] or ["theta0"]
+            bad = [file for file in files if not torch.isfinite(read_layer(file, name)).all()] or ["theta0"]
             raise ValueError(f"{bad[0]}: layer '{name}' holds NaN or Inf: its training diverged or the file is damaged")
         out[name].copy_(total)
     return summed
@@ -92,14 +85,14 @@ def reader(file: Path, layout: Layout) -> Callable[[Tensor], None]:
 
     def read(out: Tensor) -> None:
         for name, view in layout.views(out).items():
-            view.copy_(_read(Path(file), name))
+            view.copy_(read_layer(Path(file), name))
 
     return read
 
 
 def check_file(file: Path, layout: Layout) -> None:
     """Compare the names, shapes and types in a file's header with the layout; raises like `stream_sum`."""
-    stored = _header(file)
+    stored = header(file)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         if name not in stored:
             first = f"; its first entry is '{next(iter(stored))}'" if stored else ""
@@ -118,66 +111,6 @@ def check_file(file: Path, layout: Layout) -> None:
             raise ValueError(f"{file}: layer '{name}' is not part of the pre-trained model's layout; remove it")
 
 
-def merge_files(theta0: Path, experts: Sequence[Path], out: Path, scaling_factor: float | None = None) -> None:
-    """Merge experts from files into a float32 file, written atomically, with metadata that says what was merged.
-
-    theta0's floating-point entries are the layout; its integer entries are copied.
-
-    Args:
-        theta0: the pre-trained model's safetensors file.
-        experts: the experts' files.
-        out: where to write; none of the files read.
-        scaling_factor: of Task Arithmetic; None averages instead.
-
-    Raises:
-        ValueError: for a file in two roles, or a scaling factor that is not finite; and whatever `stream_sum` raises.
-    """
-    inputs = [path.resolve() for path in experts]
-    if theta0.resolve() in inputs or out.resolve() in (theta0.resolve(), *inputs):
-        raise ValueError("theta0, the experts and the output must be different files; leave theta0 out of the experts")
-    if scaling_factor is not None and not math.isfinite(scaling_factor):
-        raise ValueError(f"the scaling factor is {scaling_factor}, expected a finite number such as 0.3")
-    stored = _header(theta0)
-    layers = {name: entry for name, entry in stored.items() if entry[0] not in INTEGER}
-    if not layers:
-        raise ValueError(f"{theta0} has no floating-point entry: nothing to merge")
-    if unknown := [name for name, (dtype, _) in layers.items() if dtype not in FLOATING]:
-        raise ValueError(f"{theta0}: layer '{unknown[0]}' is stored as {layers[unknown[0]][0]}, which cannot be merged")
-    shapes, types = tuple(shape for _, shape in layers.values()), tuple(FLOATING[kind] for kind, _ in layers.values())
-    layout = Layout(tuple(layers), shapes, dtypes=types)
-    merged = stream_sum(torch.zeros(layout.length), [theta0], layout)  # theta0 itself, read like an expert
-    factor = 1 / len(experts) if scaling_factor is None else scaling_factor
-    merged.add_(stream_sum(merged, experts, layout), alpha=factor)
-    kept = {name: _read(theta0, name).clone() for name in stored if name not in layers}
-    about = {"format": "pt", "theta0": str(theta0), "experts": json.dumps([str(path) for path in experts])}
-    about["method"] = "weight-averaging" if scaling_factor is None else f"task-arithmetic, scaling factor {factor}"
-    with atomic_path(out) as temporary:
-        save_file({**layout.views(merged), **kept}, temporary, metadata=about)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.vectors.streaming", description="Merge experts from files to a file."
-    )
-    parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument("--scaling-factor", type=float, help="of task-arithmetic; 0.3 if not given")
-    parser.add_argument("--theta0", type=Path, required=True, help="the pre-trained model, safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="the merged model, safetensors, float32")
-    parser.add_argument("experts", type=Path, nargs="+", help="fine-tuned models, safetensors")
-    given = parser.parse_args(arguments)
-    factor = given.scaling_factor
-    if given.method == "weight-averaging" and factor is not None:
-        parser.error("weight-averaging has no --scaling-factor; leave it out, or use --method task-arithmetic")
-    try:
-        merge_files(given.theta0, given.experts, given.out, METHODS[given.method] if factor is None else factor)
-    except (OSError, ValueError, SafetensorError) as error:
-        print(f"Nothing merged: {error}", file=sys.stderr)
-        return 1
-    print(f"{given.method} of {len(given.experts)} experts is now in {given.out}")
-    return 0
-
-
 @contextmanager
 def _opened(file: Path) -> Iterator[safe_open]:
     """Open a safetensors file; what goes wrong becomes one sentence that names it."""
@@ -190,14 +123,14 @@ def _opened(file: Path) -> Iterator[safe_open]:
         raise ValueError(f"{file} is not a complete safetensors file ({error}): copy or convert it again") from None
 
 
-def _header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What a safetensors file says it holds: name -> (type as the format names it, shape)."""
     with _opened(file) as opened:
         entries = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118 - not a dict
         return {name: (entry.get_dtype(), tuple(entry.get_shape())) for name, entry in entries}
 
 
-def _read(file: Path, name: str) -> Tensor:
+def read_layer(file: Path, name: str) -> Tensor:
     """One layer, mapped into memory: the file's pages count as this process's only as long as the tensor lives."""
     with _opened(file) as opened:
         return opened.get_tensor(name)
@@ -219,7 +152,3 @@ def _add(total: Tensor, layer: Tensor, weight: float) -> None:
     """Add weight * layer, of any floating-point type, to a float64 total of the same shape, in place."""
     for here, piece in zip(total.view(-1).split(CHUNK), layer.reshape(-1).split(CHUNK), strict=True):
         here.add_(piece, alpha=weight)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -34,6 +34,9 @@ from lib.vectors.mapped import Writer, in_words, new_file, read_file, remove_unf
 from lib.vision.decoding import decode_rows, fit
 from lib.vision.registry import REGISTRY
 from worlds.images import MODULES, TASK_WILD, Job, draw_splits, drawing, source_tag
+from worlds.images.corruptions import CORRUPTIONS, corrupt
+
+__all__ = ["CORRUPTIONS", "REGISTRY", "DataError", "Split", "Task", "corrupt", "load_split", "load_splits", "load_task"]
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 FORMAT = 3  # part of every cached split's name: raise it when what is stored changes

@@ -24,6 +24,7 @@ from lib.study.recipes import merge_by_name
 from lib.study.study import ROOT, Study
 from lib.study.tables import load_table
 from lib.study.vision import VisionWorkspace
+from scripts.run_notebook import patience
 
 PROGRAM = Path(__file__).parents[1] / "together_program.py"
 CHANGED = {
@@ -156,8 +157,8 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
 
 def test_who_tells_an_error():
     plain, lost = "ValueError: too hot", "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer"
-    assert Launch().patience(lost) == Launch(0, 2).patience(plain) == 0
-    assert Launch(0, 2).patience(lost) > Launch(7, 8).patience(plain) > Launch(1, 8).patience(plain) > 0
+    assert patience(Launch(), lost) == patience(Launch(0, 2), plain) == 0
+    assert patience(Launch(0, 2), lost) > patience(Launch(7, 8), plain) > patience(Launch(1, 8), plain) > 0
 
 
 @pytest.mark.parametrize(("gpus", "started"), [("1", False), ("4", True)])

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
-from scripts.compare import compare, largest_difference, main
 from lib.study.tables import save_table
+from scripts.compare import compare, largest_difference, main
 
 FUSION = pd.DataFrame(
     {

@@ -15,8 +15,9 @@ from lib import concrete
 from lib.adaptation.loop import adapt
 from lib.fusion import task_arithmetic, weight_averaging
 from lib.vectors.layout import Layout
-from lib.vectors.streaming import main, merge_files, stream_sum
+from lib.vectors.streaming import stream_sum
 from lib.vectors.task_vectors import task_vectors
+from scripts.merge_files import main, merge_files
 
 SHAPES = {"scale": (), "a.weight": (7, 40), "a.bias": (7,), "b": (3, 5, 11), "empty": (0, 4)}
 
@@ -161,7 +162,7 @@ def test_all_headers_are_checked_before_any_tensor_is_read(tmp_path, monkeypatch
     theta0, files, experts, layout = problem(tmp_path)
     save_file(broken("nan", experts[0]), files[0])
     save_file(broken("shape", experts[4]), files[4])
-    monkeypatch.setattr("lib.vectors.streaming._read", lambda *_: pytest.fail("a tensor was read"))
+    monkeypatch.setattr("lib.vectors.streaming.read_layer", lambda *_: pytest.fail("a tensor was read"))
     with pytest.raises(ValueError, match=r"expert4.safetensors: layer 'b' has shape"):
         stream_sum(theta0, files, layout)
 

@@ -10,8 +10,8 @@ from mirrors import make_mirror
 
 from lib import figures
 from lib.study.profiles import get_profile
-from scripts.run_notebook import run_notebook
 from lib.study.study import ROOT
+from scripts.run_notebook import run_notebook
 
 SMALL = {
     "model": "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=48, depth=2, num_heads=3)", "pretrained": "",

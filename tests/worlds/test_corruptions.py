@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lib.runtime.rng import generator
-from lib.vision.corruptions import BLOCK, CORRUPTIONS, OPACITY, STRENGTHS, corrupt
+from worlds.images.corruptions import BLOCK, CORRUPTIONS, OPACITY, STRENGTHS, corrupt
 
 SEVERITIES = (1, 2, 3, 4, 5)
 SIZES = [(32, 32), (64, 64), (48, 32), (224, 224)]
