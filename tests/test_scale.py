@@ -16,6 +16,7 @@ from benchmarks.stand_in_hub import write_stand_in
 from lib.files.lineages import HUGGING_FACE, TASK_VECTORS
 from lib.runtime.parameters import typed
 from lib.study.profiles import PAPER_TASKS, get_profile
+from lib.study.recipes import merge_by_name
 from lib.vectors.task_vectors import cosine_similarity
 from lib.vision.models import load_clip
 from lib.vision.registry import REGISTRY
@@ -62,7 +63,7 @@ def check_merging(workspace, methods):
     theta0, vectors = workspace.theta0, workspace.task_vectors
     off_diagonal = cosine_similarity(vectors) - torch.eye(len(vectors))
     assert off_diagonal.abs().max() < 0.1  # noise of its own for every task
-    merged = {method: workspace.merge(method) for method in methods}
+    merged = {method: merge_by_name(workspace, method) for method in methods}
     torch.testing.assert_close(merged["Weight averaging"].theta, theta0 + vectors.mean(0))
     torch.testing.assert_close(merged["Task Arithmetic"].theta, theta0 + 0.3 * vectors.sum(0))
     for method, found in merged.items():

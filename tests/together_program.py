@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from test_methods import World
+from small_world import World
 
 from lib.adaptation.loop import adapt
 from lib.adaptation.protocol import Protocol
@@ -20,7 +20,7 @@ from lib.concrete.sharding import Shard
 from lib.runtime import ranks
 from lib.runtime.checkpoint import SharedCheckpoint
 from lib.runtime.device import Runtime
-from lib.study.study import recipes as methods
+from lib.study.recipes import RECIPES, merge_by_name
 
 TASKS = ("three", "one")
 
@@ -54,9 +54,9 @@ class BrokenOff(SharedObjective):
 
 def six_steps(world, checkpoint, last=None):
     """Mask learning, to its end or until it is broken off, from its start or from what a checkpoint holds."""
-    setting = methods.setting(world, TASKS, objective="information-maximisation", batch=2)  # fewer rows than classes
+    setting = world.setting(TASKS, objective="information-maximisation", batch=2)  # fewer rows than classes
     shard = Shard.mine(replace(world.layout, parts=ranks.count()))
-    objective = BrokenOff(methods.objective_on(world, setting), shard, last)
+    objective = BrokenOff(world.objective(setting), shard, last)
     vectors = shard.part(setting.task_vectors)
     options = {"steps": 6, "learn_mask": True, "coefficients": None, "mask_learning_rate": 0.1}
     found = adapt(
@@ -69,10 +69,10 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     ranks.join(Runtime())
     world = Scored(folder / f"root{ranks.count()}")
-    setting = methods.setting(world, TASKS)
-    found = {name: parts_of(methods.merge(world, name, setting, curves=True)) for name in methods.RECIPES}
+    setting = world.setting(TASKS)
+    found = {name: parts_of(merge_by_name(world, name, setting, curves=True)) for name in RECIPES}
     exact = Protocol(hypergradient="exact")
-    found["exact"] = parts_of(methods.merge(world, "Concrete AdaMerging (layer-wise)", setting, protocol=exact))
+    found["exact"] = parts_of(merge_by_name(world, "Concrete AdaMerging (layer-wise)", setting, protocol=exact))
     found["whole"] = six_steps(world, SharedCheckpoint(folder / "none.pt", every=1e9))
     half = folder / "half.pt"
     if ranks.count() > 1:

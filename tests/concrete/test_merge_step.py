@@ -214,7 +214,11 @@ print([bool((theta == thetas[0]).all()) for theta in thetas])
 print(sum("no working compiler" in str(warning.message) for warning in caught))
 """
     paths = os.pathsep.join([".", str(Path(__file__).parent)])
-    environment = os.environ | {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": paths}
+    environment = os.environ | {
+        "CXX": "/no/such/compiler",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": paths,
+    }
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     equal, warned = done.stdout.split("\n")[:2]
     assert equal == "[True, True, True]", done.stderr
