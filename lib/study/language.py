@@ -26,7 +26,7 @@ from lib.runtime.rng import batch_indices
 from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
 from lib.study.workspace import Workspace
-from lib.vectors.fine_tuning import Expert, fine_tune
+from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
 
 Table = pd.DataFrame
@@ -155,13 +155,10 @@ class LanguageWorkspace(Workspace):
         prompts, targets = self.inputs("validation", task), self.examples("validation", task).targets
         return answer_accuracy(self.tasks[task], self.t5, prompts, targets, self.study.runtime)
 
-    def fine_tune(self, task: str) -> Expert:
-        """Train the adapter of a task in this process, or read what that gave."""
-        budget = self.study.profile
-        return self.study.remember(fine_tune)(
-            self.adapter_model, self.adapter0, self.training_loss(task), self.validation_accuracy(task),
-            task=task, steps=budget.fine_tuning_steps, learning_rate=budget.fine_tuning_rate, keep=budget.kept,
-        )  # fmt: skip
+    @property
+    def trained(self) -> tuple[FlatModel, Tensor]:
+        """What is fine-tuned, and from where: the adapters' parameters, whatever is merged."""
+        return self._adapter
 
     def expert(self, task: str) -> Expert:
         """The expert of a task, an adapter: trained, or read from where the profile's `adapters` says."""

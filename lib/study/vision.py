@@ -18,7 +18,7 @@ from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
 from lib.study.workspace import OnDemand, Table, Workspace
 from lib.vectors import batch_norm
-from lib.vectors.fine_tuning import Expert, fine_tune
+from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.backbones import load_backbone
@@ -126,14 +126,6 @@ class VisionWorkspace(Workspace):
         held_out = self.split("validation")[task]
         given = self.heads[task], (held_out.images, held_out.labels)
         return image_accuracy(*given, self.backbone.preprocess, self.study.runtime)
-
-    def fine_tune(self, task: str) -> Expert:
-        """Train the expert of a task in this process, or read what that gave."""
-        budget = self.study.profile
-        return self.study.remember(fine_tune)(
-            self.model, self.theta0, self.training_loss(task), self.validation_accuracy(task),
-            task=task, steps=budget.fine_tuning_steps, learning_rate=budget.fine_tuning_rate, keep=budget.kept,
-        )  # fmt: skip
 
     def expert(self, task: str) -> Expert:
         """The expert of a task, trained, or read from where the profile's `experts` says; then it has no curve.

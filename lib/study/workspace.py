@@ -9,14 +9,14 @@ from functools import cached_property, partial
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.adaptation.objectives import PredictionObjective
 from lib.fusion import weight_averaging
 from lib.runtime.keys import digest
 from lib.study.setting import HeldOut, Setting
 from lib.study.study import Study
-from lib.vectors.fine_tuning import Expert
+from lib.vectors.fine_tuning import Expert, fine_tune
 from lib.vectors.flat_model import FlatModel
 from lib.vectors.layout import Layout
 from lib.vectors.mapped import mapped_rows
@@ -82,8 +82,25 @@ class Workspace(ABC):
         """What held-out scores of a point depend on beside the point, for keys."""
 
     @abstractmethod
+    def training_loss(self, task: str) -> Callable[[nn.Module, int], Tensor]:
+        """The loss on training examples of a task, by step."""
+
+    @abstractmethod
+    def validation_accuracy(self, task: str) -> Callable[[nn.Module], float]:
+        """The score on validation examples of a task, for learning curves."""
+
+    @property
+    def trained(self) -> tuple[FlatModel, Tensor]:
+        """What is fine-tuned, and from where: here what is merged."""
+        return self.model, self.theta0
+
     def fine_tune(self, task: str) -> Expert:
         """Train the expert of a task in this process, or read what that gave: see `lib.vectors.fine_tune`."""
+        budget = self.study.profile
+        return self.study.remember(fine_tune)(
+            *self.trained, self.training_loss(task), self.validation_accuracy(task),
+            task=task, steps=budget.fine_tuning_steps, learning_rate=budget.fine_tuning_rate, keep=budget.kept,
+        )  # fmt: skip
 
     def ready(self) -> None:  # noqa: B027 - nothing to make, unless a subclass says so
         """Make what all experts start from, before processes that train them start."""
