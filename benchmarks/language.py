@@ -33,17 +33,18 @@ ARCHITECTURES = {
 def write_checkpoints(name: str, folder: Path) -> Path:
     """A T5 of that architecture with random weights, and its tokenizer."""
     from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
+    from transformers.utils.logging import disable_progress_bar
 
-    from lib.language.t5 import TINY_T5, quiet
+    from lib.language.t5 import TINY_T5
 
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=32128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
         **ARCHITECTURES[name],
     )  # fmt: skip
-    with quiet():
-        T5ForConditionalGeneration(config).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(os.environ.get("STUDY_T5_TOKENIZER") or TINY_T5).save_pretrained(folder)
+    disable_progress_bar()
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(os.environ.get("STUDY_T5_TOKENIZER") or TINY_T5).save_pretrained(folder)
     return folder
 
 

@@ -47,7 +47,8 @@ def phase(visual, kind, micro_batch, **options):
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     adapt(objective, theta0, vectors, layout, steps=1, backend="eager", **options)
-    return {"planned": float(said.split("about ")[1].split(" GB")[0]) * 1e9, "measured": resident("VmHWM") - before}
+    size, unit = said.split("about ")[1].split()[:2]
+    return {"planned": float(size) * {"GB": 1e9, "MB": 1e6}[unit], "measured": resident("VmHWM") - before}
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """Test-time adaptation: objectives on unlabelled inputs, and the one loop that is Algorithm 1 of the paper."""
 
-from lib.adaptation.coefficients import Coefficients
-from lib.adaptation.loop import Adapted, adapt
-from lib.adaptation.objectives import OBJECTIVES, PredictionObjective, entropy
-from lib.adaptation.protocol import CHOICES, Protocol
-from lib.adaptation.signatures import signatures
+from lib.runtime.index import index
 
-__all__ = [
-    "CHOICES",
-    "OBJECTIVES",
-    "Adapted",
-    "Coefficients",
-    "PredictionObjective",
-    "Protocol",
-    "adapt",
-    "entropy",
-    "signatures",
-]
+__getattr__, __dir__, __all__ = index(
+    __name__,
+    {
+        "coefficients": "Coefficients",
+        "failures": "signatures",
+        "loop": "Adapted adapt",
+        "objectives": "OBJECTIVES PredictionObjective entropy",
+        "protocol": "CHOICES Protocol",
+    },
+)

@@ -33,9 +33,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lib.adaptation import memory_plan
+from lib.adaptation.failures import signatures
 from lib.adaptation.levels import Levels
 from lib.adaptation.protocol import Protocol
-from lib.adaptation.signatures import signatures
 from lib.adaptation.together import divided, shared_by_processes
 from lib.concrete.merge_step import MergeStep
 from lib.concrete.sharding import Shard

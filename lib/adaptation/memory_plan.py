@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lib.adaptation.levels import Levels
 from lib.adaptation.objectives import PredictionObjective
-from lib.vectors.mapped import is_mapped
+from lib.vectors.mapped import in_words, is_mapped
 
 FLOAT = 4  # bytes
 SMALL = 10_000_000  # parameters of a model that fits into any computer's memory: no plan is made for it on a CPU
@@ -94,16 +94,11 @@ def plan(needs: Needs) -> dict[str, int]:
     return {name: size for name, size in parts.items() if size}
 
 
-def gigabytes(size: float) -> str:
-    """As the parts of a plan are printed."""
-    return f"{size / 1e9:.2f}" if size < 1e9 else f"{size / 1e9:.1f}"
-
-
 def sentence(label: str, parts: Mapping[str, int], device: str, room: float | None) -> str:
     """The plan in one line."""
-    listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in parts.items())
-    there = "" if room is None else f"; {gigabytes(room)} GB can be had"
-    return f"{label} needs about {gigabytes(sum(parts.values()))} GB on {device} ({listed}){there}"
+    listed = ", ".join(f"{name} {in_words(size)}" for name, size in parts.items())
+    there = "" if room is None else f"; {in_words(room)} can be had"
+    return f"{label} needs about {in_words(sum(parts.values()))} on {device} ({listed}){there}"
 
 
 def mend(needs: Needs, room: float) -> str:

@@ -3,37 +3,15 @@
 `mask` is the plain, readable reference; `merge_step` does the same in few passes over memory.
 """
 
-from lib.concrete.hypergradient import hessian_product, second_order
-from lib.concrete.mask import (
-    coefficient_gradient,
-    expected_mask,
-    final_mask,
-    layer_means,
-    logit_gradient,
-    merge,
-    merge_sum,
-    rescale,
-    sample_mask,
-    shuffle_within_layers,
-    weighted_sum,
-)
-from lib.concrete.merge_step import MergeStep
-from lib.concrete.noise import uniform
+from lib.runtime.index import index
 
-__all__ = [
-    "MergeStep",
-    "coefficient_gradient",
-    "expected_mask",
-    "final_mask",
-    "hessian_product",
-    "layer_means",
-    "logit_gradient",
-    "merge",
-    "merge_sum",
-    "rescale",
-    "sample_mask",
-    "second_order",
-    "shuffle_within_layers",
-    "uniform",
-    "weighted_sum",
-]
+__getattr__, __dir__, __all__ = index(
+    __name__,
+    {
+        "hypergradient": "hessian_product second_order",
+        "mask": "coefficient_gradient expected_mask final_mask layer_means logit_gradient merge merge_sum rescale "
+        "sample_mask shuffle_within_layers weighted_sum",
+        "merge_step": "MergeStep",
+        "noise": "uniform",
+    },
+)

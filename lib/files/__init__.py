@@ -2,20 +2,14 @@
 
 from lib.runtime.index import index
 
-# Public name -> the module that has it. Nothing is imported before it is used: the Snakefile reads profiles, which
-# name lineages, and should not wait for torch.
-__getattr__, __all__ = index(
+__getattr__, __dir__, __all__ = index(
     __name__,
     {
-        "check_activation": "experts",
-        "load_published": "experts",
-        "one_lineage": "lineages",
-        "read_tensors": "pickled",
-        "read_registry": "registry",
-        "DataError": "sets",
-        "Source": "sets",
-        "find_source": "sets",
-        "read_contents": "sets",
-        "choose_rows": "splits",
+        "experts": "check_activation load_published",
+        "lineages": "one_lineage",
+        "pickled": "read_tensors",
+        "registry": "read_registry",
+        "sets": "DataError Source find_source read_contents",
+        "splits": "choose_rows",
     },
 )

@@ -1,36 +1,18 @@
 """Texts: T5 and its adapters, tasks, objective, scoring of answers; mirrors `lib.vision`."""
 
-from lib.language.activations import diagonal_fisher, prompt_grams
-from lib.language.examples import Examples, load_examples
-from lib.language.generation import answer_accuracy, generate, in_batches, respond
-from lib.language.lora import attach, weight_change
-from lib.language.objective import TokenObjective, first_token_logits, model_inputs, token_loss
-from lib.language.registry import TextTask, text_task
-from lib.language.scoring import score
-from lib.language.t5 import T5, load_t5
-from lib.language.tokens import Tokenizer, Tokens, tokenise
+from lib.runtime.index import index
 
-__all__ = [
-    "T5",
-    "Examples",
-    "TextTask",
-    "TokenObjective",
-    "Tokenizer",
-    "Tokens",
-    "answer_accuracy",
-    "attach",
-    "diagonal_fisher",
-    "first_token_logits",
-    "generate",
-    "in_batches",
-    "load_examples",
-    "load_t5",
-    "model_inputs",
-    "prompt_grams",
-    "respond",
-    "score",
-    "text_task",
-    "token_loss",
-    "tokenise",
-    "weight_change",
-]
+__getattr__, __dir__, __all__ = index(
+    __name__,
+    {
+        "activations": "diagonal_fisher prompt_grams",
+        "examples": "Examples load_examples",
+        "generation": "answer_accuracy generate in_batches respond",
+        "lora": "attach weight_change",
+        "objective": "TokenObjective first_token_logits model_inputs token_loss",
+        "registry": "TextTask text_task",
+        "scoring": "score",
+        "t5": "T5 load_t5",
+        "tokens": "Tokenizer Tokens tokenise",
+    },
+)

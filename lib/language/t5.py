@@ -6,14 +6,12 @@ https://arxiv.org/abs/1910.10683.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from transformers.utils.logging import disable_progress_bar
 
 from lib.runtime.disk import ROOT
 
@@ -37,18 +35,6 @@ class T5:
         return {"model": self.model, "words": sorted(self.tokenizer.get_vocab().items())}  # it has no order of its own
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars of transformers: one for every small file that is read is noise in a notebook."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()
-
-
 def load_t5(source: str = "") -> T5:
     """Load a model and its tokenizer.
 
@@ -67,6 +53,6 @@ def load_t5(source: str = "") -> T5:
         mend = there if source else "run `python -m worlds.training.tiny_t5`"
         raise FileNotFoundError(f"no T5 checkpoint in {folder}; {mend}")
     place = str(folder) if is_path else source
-    with quiet():
-        model = T5ForConditionalGeneration.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+    disable_progress_bar()  # one for every small file that is read is noise in a notebook
+    model = T5ForConditionalGeneration.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
     return T5(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(place))

@@ -5,24 +5,15 @@ Knows nothing of models. `Store.remember` is the one idea that all notebooks sha
 
 from lib.runtime.index import index
 
-# Public name -> the module that has it. Nothing is imported before it is used: starting a notebook needs no torch.
-__getattr__, __all__ = index(
+__getattr__, __dir__, __all__ = index(
     __name__,
     {
-        "Checkpoint": "checkpoint",
-        "SharedCheckpoint": "checkpoint",
-        "Runtime": "device",
-        "choose_runtime": "device",
-        "content": "keys",
-        "digest": "keys",
-        "key_of": "keys",
-        "hash_of": "names",
-        "named_rng": "names",
-        "side_by_side": "processes",
-        "progress": "progress",
-        "batch_indices": "rng",
-        "generator": "rng",
-        "seed_of": "rng",
-        "Store": "store",
+        "checkpoint": "Checkpoint SharedCheckpoint",
+        "device": "Runtime choose_runtime",
+        "keys": "content digest key_of",
+        "names": "hash_of named_rng",
+        "processes": "side_by_side",
+        "rng": "batch_indices generator seed_of",
+        "store": "Store",
     },
 )

@@ -1,4 +1,4 @@
-"""An index of a room whose modules are imported when they are used."""
+"""The index of a room: its public names, whose modules are imported when they are used."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import importlib
 from collections.abc import Callable, Mapping
 
 
-def index(room: str, places: Mapping[str, str]) -> tuple[Callable[[str], object], list[str]]:
-    """`__getattr__` and `__all__` of a package that imports nothing by itself (https://peps.python.org/pep-0562/).
+def index(room: str, names: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package that imports nothing by itself (https://peps.python.org/pep-0562/).
+
+    The index is for notebooks. Modules of `lib` import from modules, so that what a result depends on can be read off
+    the source (`lib.runtime.keys`).
 
     Args:
         room: the package's `__name__`.
-        places: public name -> name of the module in it that has it.
+        names: module in it -> the public names it has, separated by spaces.
     """
+    places = {name: module for module, own in names.items() for name in own.split()}
 
     def find(name: str) -> object:
         if name not in places:
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{room}.{places[name]}"), name)
 
-    return find, sorted(places)
+    return find, lambda: sorted(places), sorted(places)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import dis
 import functools
 import hashlib
 import importlib.util
@@ -93,7 +94,7 @@ def content(value: object, _within: tuple[int, ...] = ()) -> object:
     if isinstance(value, np.ndarray | np.generic):
         return ["array", str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()[:16]]
     if isinstance(value, pd.DataFrame):
-        return ["table", list(map(str, value.columns)), value.to_csv()]
+        return ["table", list(map(str, value.columns)), list(map(str, value.dtypes)), value.to_csv()]
     if isinstance(value, Mapping):
         return ["mapping", [[inside(name), inside(part)] for name, part in value.items()]]
     if isinstance(value, Set):
@@ -151,7 +152,9 @@ def _of_global(value: object, inside: Callable[[object], object]) -> object:
 
 
 def _names(code: CodeType) -> set[str]:
-    return set(code.co_names).union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType)))
+    """The globals that a function reads; `co_names` has attributes too, and one may be called as a global is."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType)))
 
 
 def _bytecode(code: CodeType) -> list[object]:

@@ -20,7 +20,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -44,23 +44,22 @@ class NotMade(LookupError):
 
 
 @contextmanager
-def made_by(process: int) -> Iterator[None]:
+def _set(variable: ContextVar, value: object) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
+def made_by(process: int) -> AbstractContextManager[None]:
     """Inside, that process makes what is missing, while the others that run the same notebook wait for it."""
-    token = _maker.set(process)
-    try:
-        yield
-    finally:
-        _maker.reset(token)
+    return _set(_maker, process)
 
 
-@contextmanager
-def only_looking() -> Iterator[None]:
+def only_looking() -> AbstractContextManager[None]:
     """Inside, a result that is not there raises `NotMade`."""
-    token = _only_look.set(True)
-    try:
-        yield
-    finally:
-        _only_look.reset(token)
+    return _set(_only_look, True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +90,8 @@ class Store:
             determines = {name: value for name, value in given.arguments.items() if name not in keys.ASIDE}
             told = {name: keys.content(value) for name, value in determines.items()}
             name = f"{routine.__module__}.{routine.__qualname__}"
-            told = {"routine": name, "code": keys.code_of(routine.__module__), "arguments": told}
+            code = keys.code_of(routine.__module__) or keys.content(routine)  # the latter of a notebook's own
+            told = {"routine": name, "code": code, "arguments": told}
             together = ranks.count() > 1 and getattr(routine, "together", lambda **_: False)(**given.arguments)
 
             def make(checkpoint: Checkpoint) -> Result:
@@ -140,7 +140,7 @@ class Store:
         tables: dict[str, pd.DataFrame] = {}
         form = _taken_apart(result, "result", tensors, tables)
         with atomic_path(folder / "tensors.safetensors") as temporary:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+            save_file(_apart(tensors), temporary)
         for name, table in tables.items():
             with atomic_path(folder / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary)
@@ -150,6 +150,12 @@ class Store:
         (folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def _load(self, folder: Path) -> object:
+        try:
+            return self._read(folder)
+        except Exception as error:
+            raise ValueError(f"the result in {folder} cannot be read ({error}); delete it to make it anew") from None
+
+    def _read(self, folder: Path) -> object:
         tensors = load_file(folder / "tensors.safetensors")
 
         def part(form: Mapping[str, object]) -> object:
@@ -195,12 +201,26 @@ def _taken_apart(
     raise ValueError(f"a {type(value).__qualname__} in a result cannot be kept: return tensors, tables or plain values")
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, no two of them in the same memory, as safetensors wants it."""
+    found: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in places else tensor
+        places.add(place)
+    return found
+
+
 def _class(place: str) -> type:
     """A dataclass of this study by its place, "lib.adaptation.loop:Adapted"."""
     module, _, name = place.partition(":")
-    if not module.startswith(keys.OURS):
-        raise ValueError(f"'{place}' in a stored result is no class of this study: delete that result")
-    return getattr(importlib.import_module(module), name)
+    if module.startswith(keys.OURS):
+        found = getattr(importlib.import_module(module), name)
+        if isinstance(found, type) and dataclasses.is_dataclass(found):
+            return found
+    raise ValueError(f"'{place}' is no dataclass of this study")
 
 
 def circumstances(seconds: float) -> dict[str, object]:

@@ -82,14 +82,7 @@ def with_spread(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     return plus_minus(wide.assign(mean=wide.mean(axis=1)).groupby("method", sort=False))
 
 
-def kept(results: pd.DataFrame) -> pd.DataFrame:
-    """Percent of the experts' mean held-out accuracy that each method keeps: mean and std over seeds."""
-    shares = _by_seed(results)
-    shares = 100 * shares / shares.loc["Experts"]
-    return pd.DataFrame({"mean": shares.mean(axis=1), "std": shares.std(axis=1)}).round(1)
-
-
-def _by_seed(results: pd.DataFrame) -> pd.DataFrame:
+def mean_by_seed(results: pd.DataFrame) -> pd.DataFrame:
     """Mean held-out accuracy over tasks in percent: methods (in order of appearance) by seeds."""
     one_lineage(results)
     held_out = results[results["split"] == "test"]
@@ -102,7 +95,7 @@ def paired_difference(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -
     Raises:
         ValueError: naming a method that has no scores.
     """
-    by_seed, rows = _by_seed(results), {}
+    by_seed, rows = mean_by_seed(results), {}
     for better, base in pairs:
         if missing := [method for method in (better, base) if method not in by_seed.index]:
             raise ValueError(f"no scores of method '{missing[0]}'; there are those of {', '.join(by_seed.index)}")
@@ -167,7 +160,7 @@ def compare_with_full(
         ValueError: if `live` holds more than one seed, or the runs are on experts of different lineages.
     """
     one_lineage(live, full)
-    here, there = _by_seed(live), _by_seed(full)
+    here, there = mean_by_seed(live), mean_by_seed(full)
     if here.shape[1] != 1:
         raise ValueError(f"the live run must be one seed, its table has seeds {', '.join(map(str, here.columns))}")
     seed, rows = here.columns[0], {}

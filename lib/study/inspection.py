@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from lib import concrete
+from lib.concrete.mask import expected_mask, layer_means
 from lib.vectors.layout import Layout
 from lib.vectors.task_vectors import layer_kind
 
 Table = pd.DataFrame
-
-SMALLEST_SHARE = 1e-3  # bins with a smaller share of the parameters say nothing and are left out
 
 
 def curve_table(curve: Table, start: float | None = None, **labels: object) -> Table:
@@ -54,48 +51,6 @@ def density_table(logits: Tensor, layout: Layout, **labels: object) -> Table:
         layout: where the layers lie.
         labels: columns with one value.
     """
-    means = concrete.layer_means(concrete.expected_mask(logits, layout), layout).cpu()
+    means = layer_means(expected_mask(logits, layout), layout).cpu()
     rows = {"position": range(layout.layers), "layer": layout.names, "density": means}
     return Table(rows).assign(kind=[layer_kind(name) for name in layout.names], **labels)
-
-
-def agreement_table(
-    logits: Tensor, task_vectors: Tensor, layout: Layout, quantiles: int = 10, **labels: object
-) -> Table:
-    """Does a learned mask keep what the tasks agree on? Its mean probability among parameters of a kind.
-
-    Parameters are put into bins twice: by the agreement of the tasks' signs, |sum_t sign(tau_t)| / T (0: half push one
-    way and half the other; 1: all the same way), and by quantiles of the size of the merged change, |sum_t tau_t|.
-    Small layers and large ones fill the bins unequally, so each bin also tells what a mask would have there that knew
-    the layers' densities and nothing else.
-
-    Args:
-        logits: x [D].
-        task_vectors: [T, D].
-        layout: where the layers lie.
-        quantiles: number of bins by size.
-        labels: columns with one value.
-
-    Returns:
-        Rows (by, bin, share, probability, by_layer): `bin` is the agreement or the middle of the quantile, both in 0 to
-        1, `share` that of the parameters, `probability` the mean of sigmoid(x), `by_layer` that of the layers' means.
-    """
-    inside = layout.inside(logits.device) > 0
-    mask = concrete.expected_mask(logits, layout)
-    table = Table(
-        {
-            "probability": mask[inside].cpu(),
-            "by_layer": layout.spread(concrete.layer_means(mask, layout))[inside].cpu(),
-            "sign agreement": (task_vectors.sign().sum(0).abs() / len(task_vectors))[inside].cpu(),
-        }
-    )
-    size = task_vectors.sum(0).abs()[inside].cpu()
-    rank = torch.empty_like(size).index_put_((size.argsort(stable=True),), torch.arange(len(size), dtype=size.dtype))
-    table["size of the sum"] = ((rank * quantiles / len(size)).floor().clamp(max=quantiles - 1) + 0.5) / quantiles
-    parts = []
-    for by in ("sign agreement", "size of the sum"):
-        bins = table.groupby(by)[["probability", "by_layer"]]
-        found = bins.mean().assign(share=bins.size() / len(table)).rename_axis("bin").reset_index().assign(by=by)
-        parts.append(found[found["share"] >= SMALLEST_SHARE])
-    columns = ["by", "bin", "share", "probability", "by_layer"]
-    return pd.concat(parts, ignore_index=True)[columns].assign(**labels)

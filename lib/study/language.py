@@ -196,15 +196,7 @@ class LanguageWorkspace(Workspace):
         corruption: str = "",
         limit: int | None = None,
     ) -> Table:
-        """Let the model at a point of R^D answer, and score the answers.
-
-        Args:
-            theta: what is merged [D].
-            method: value of that column.
-            splits: which splits; by default the held-out "test".
-            tasks: which tasks; by default all.
-            corruption: must be "": there are none of texts.
-            limit: at most so many examples per task.
+        """Let the model at a point of R^D answer, and score the answers; arguments as in `VisionWorkspace.evaluate`.
 
         Returns:
             Rows (method, task, split, seed, accuracy, loss, n, invalid): accuracy of a graded task is Spearman's rho;

@@ -223,7 +223,7 @@ class VisionWorkspace(Workspace):
             method: value of that column.
             splits: which splits; by default the held-out "test".
             tasks: which tasks; by default all.
-            corruption: of the images, see `worlds.images.corruptions`; "" for none.
+            corruption: of the images, see `lib.vision.corrupt`; "" for none.
             limit: at most so many images per task.
             statistics: BatchNorm's running statistics, such as an expert's own; by default they are
                 re-estimated at theta on the adaptation images of the tasks scored, which is the rule for merged models.

@@ -66,15 +66,7 @@ class Workspace(ABC):
         """What adaptation minimises in a setting, by default that of all tasks."""
 
     @abstractmethod
-    def evaluate(
-        self,
-        theta: Tensor,
-        method: str,
-        *splits: str,
-        tasks: Sequence[str] = (),
-        corruption: str = "",
-        limit: int | None = None,
-    ) -> Table:
+    def evaluate(self, theta: Tensor, method: str, *splits: str, **where: object) -> Table:
         """Score a point of R^D: rows (method, task, split, seed, accuracy, ...)."""
 
     @abstractmethod
@@ -183,7 +175,7 @@ class Workspace(ABC):
 
         Args:
             tasks: names, in any order; () for all.
-            corruption: of adaptation images, see `worlds.images.corruptions`.
+            corruption: of adaptation images, see `lib.vision.corrupt`.
             inputs: other unlabelled inputs, by task; by default the adaptation split.
             scale: factor on the task vectors.
             objective: "entropy" (the paper's) or "information-maximisation".

@@ -3,22 +3,17 @@
 Task vectors, BatchNorm's statistics (which are no part of the vector), files that are larger than memory.
 """
 
-from lib.vectors.batch_norm import reestimate_batch_norm
-from lib.vectors.fine_tuning import Expert, fine_tune
-from lib.vectors.flat_model import FlatModel, Objective
-from lib.vectors.layout import Layout
-from lib.vectors.task_vectors import cosine_similarity, layer_kind, layer_norms, sign_agreement, task_vectors
+from lib.runtime.index import index
+from lib.vectors.task_vectors import task_vectors as task_vectors  # now, as the function has the module's name
 
-__all__ = [
-    "Expert",
-    "FlatModel",
-    "Layout",
-    "Objective",
-    "cosine_similarity",
-    "fine_tune",
-    "layer_kind",
-    "layer_norms",
-    "reestimate_batch_norm",
-    "sign_agreement",
-    "task_vectors",
-]
+__getattr__, __dir__, __all__ = index(
+    __name__,
+    {
+        "batch_norm": "reestimate_batch_norm",
+        "fine_tuning": "Expert fine_tune",
+        "flat_model": "FlatModel Objective",
+        "layout": "Layout",
+        "streaming": "stream_sum",
+        "task_vectors": "cosine_similarity layer_kind layer_norms sign_agreement task_vectors",
+    },
+)

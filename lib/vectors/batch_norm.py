@@ -21,7 +21,7 @@ LayerNorm and GroupNorm normalise each image by itself and have no such state; f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -62,27 +62,6 @@ def load_statistics(module: nn.Module, given: Statistics) -> None:
         raise ValueError(f"running statistics '{odd}' are in the model or in what was given, but not in both")
     for name, value in own.items():
         value.copy_(given[name])
-
-
-def averaged(many: Sequence[Statistics]) -> dict[str, Tensor]:
-    """The mean of several models' running statistics: what averaging state dicts does, kept here for comparison."""
-    return {
-        name: torch.stack([given[name].double() for given in many]).mean(0).to(first.dtype)
-        for name, first in many[0].items()
-    }
-
-
-def pooled(many: Sequence[Statistics]) -> dict[str, Tensor]:
-    """Statistics of the mixture in equal parts of what several models saw, by the law of total variance, without data.
-
-    sigma^2 = mean_t sigma_t^2 + var_t mu_t: unlike their mean, it counts the spread between tasks. But it is of the
-    experts' weights: what merged weights make of the same images it cannot know.
-    """
-    found = averaged(many)
-    for name in (name for name in found if name.endswith("running_var")):
-        means = torch.stack([given[name.removesuffix("var") + "mean"] for given in many])
-        found[name] += means.var(0, correction=0)
-    return found
 
 
 @torch.no_grad()

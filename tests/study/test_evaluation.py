@@ -8,7 +8,6 @@ from lib.study.evaluation import (
     TABLES,
     compare_with_full,
     gather,
-    kept,
     main_table,
     ordering,
     paired_difference,
@@ -76,9 +75,6 @@ def test_spread_and_share_of_the_experts():
     assert with_spread(FULL[FULL["seed"] == 0]).loc["Task Arithmetic", "mean"] == "60.0"
     assert list(printed.index) == list(FULL["method"].unique())
     assert main_table(FULL).loc["Task Arithmetic", ["mean", "std"]].tolist() == [62.0, 2.0]
-    shares = kept(FULL)
-    assert shares.loc["AdaMerging (layer-wise)"].tolist() == [78.9, 1.1]
-    assert shares.loc["Experts"].tolist() == [100, 0]
 
 
 def test_the_ordering_is_judged_within_seeds():

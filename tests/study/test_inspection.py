@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.study.inspection import agreement_table, coefficient_table, curve_table, density_table
+from lib.study.inspection import coefficient_table, curve_table, density_table
 from lib.vectors.layout import Layout
 
 LAYOUT = Layout.of({"conv.weight": torch.zeros(4), "head.bias": torch.zeros(2)}, block=4)  # two places of padding
@@ -35,17 +35,3 @@ def test_densities_leave_the_padding_out():
     table = density_table(logits, LAYOUT, seed=1)
     assert table["density"].tolist() == pytest.approx([0.5, 1.0])
     assert table["kind"].tolist() == ["convolution", "bias"]
-
-
-def test_agreement_bins_by_signs_and_by_size_and_knows_the_layers():
-    task_vectors = torch.tensor([[1.0, 2, 1, 2, 3, 3, 0, 0], [1, 2, -1, -1, 3, -1, 0, 0]])
-    logits = torch.tensor([50.0, 50, -50, -50, 50, -50, 0, 0])  # kept where both tasks push the same way
-    table = agreement_table(logits, task_vectors, LAYOUT, quantiles=2, seed=0)
-    signs = table[table["by"] == "sign agreement"].set_index("bin")
-    assert signs["probability"].to_dict() == pytest.approx({0.0: 0.0, 1.0: 1.0})
-    assert signs["by_layer"].tolist() == pytest.approx([0.5, 0.5]), "each layer keeps one half"
-    assert signs["share"].tolist() == pytest.approx([0.5, 0.5])
-    size = table[table["by"] == "size of the sum"].set_index("bin")
-    # sums 2, 4, 0, 1, 6, 2: the larger half holds 4 and 6 (kept) and the later one of the two 2s (not kept)
-    assert size["probability"].to_dict() == pytest.approx({0.25: 1 / 3, 0.75: 2 / 3})
-    assert size["share"].sum() == pytest.approx(1)

@@ -17,10 +17,8 @@ from lib.study.study import Study
 from lib.study.vision import VisionWorkspace
 from lib.vectors import batch_norm
 from lib.vectors.batch_norm import (
-    averaged,
     batch_statistics,
     load_statistics,
-    pooled,
     reestimate_batch_norm,
     statistics,
 )
@@ -115,27 +113,6 @@ def test_an_interrupted_re_estimation_leaves_no_training_mode_behind():
     with pytest.raises(RuntimeError):
         reestimate_batch_norm(module, [torch.zeros(4, 7, 8, 8)])
     assert not any(part.training or part.momentum != 0.1 for part in batch_norm.batch_norms(module).values())
-
-
-def test_averaged_statistics_are_the_mean():
-    many = [statistics(net()), statistics(net())]
-    many[1] = {name: value + 2 for name, value in many[1].items()}
-    mean = averaged(many)
-    assert all(torch.equal(mean[name], many[0][name] + 1) for name in mean)
-    assert {value.dtype for value in mean.values()} == {torch.float32, torch.int64}
-
-
-def test_pooled_statistics_are_those_of_the_mixture():
-    tasks = [torch.randn(4000, 2, 1, 1, generator=generator("task", k)) * (k + 1) + 3 * k for k in range(3)]
-    many = []
-    for images in (*tasks, torch.cat(tasks)):
-        layer = nn.BatchNorm2d(2)
-        reestimate_batch_norm(layer, [images])
-        many.append(statistics(layer))
-    mixture = pooled(many[:3])
-    for name in ("running_mean", "running_var"):
-        torch.testing.assert_close(mixture[name], many[3][name], rtol=1e-3, atol=1e-3)
-    assert (averaged(many[:3])["running_var"] < 0.7 * many[3]["running_var"]).all()
 
 
 def test_batch_statistics_normalise_and_are_not_kept():
