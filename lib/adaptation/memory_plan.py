@@ -22,9 +22,8 @@ from lib.vectors.mapped import in_words, is_mapped
 FLOAT = 4  # bytes
 SMALL = 10_000_000  # parameters of a model that fits into any computer's memory: no plan is made for it on a CPU
 VECTOR_BYTES = {"fp32": 4, "bf16": 2, "mapped": 4}  # of an element of a task vector
-PASSING = (
-    1.3  # what a pass holds beside what autograd keeps: gradients on their way back, gaps between blocks of memory
-)
+# What a pass holds beside what autograd keeps: gradients on their way back, gaps between blocks of memory.
+PASSING = 1.3
 DRAWING = 5  # vectors of length D at once while the final mask is drawn, when the activations are gone
 
 

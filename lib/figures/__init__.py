@@ -52,7 +52,7 @@ from lib.figures.method import method
 from lib.figures.protocol import hypergradient, protocol
 from lib.figures.real import real_images, weak_experts
 from lib.runtime.disk import ROOT, atomic_path
-from lib.study.tables import all_seeds, load_table
+from lib.study.tables import all_seeds, load_table, seed_folders
 
 Table = pd.DataFrame
 
@@ -117,7 +117,8 @@ def draw_all(results: Path, out: Path, seed: int = 0) -> list[Path]:
         written.append(save(contact_sheet(sheet, rows), out / "contact_sheet.png"))
     for name, drawn in FIGURES.items():
         if (tables / f"{name}.csv").is_file():
-            table = all_seeds(results, name) if drawn in ALL_SEEDS else load_table(tables / f"{name}.csv")
+            seeds = seed_folders(results, name)
+            table = all_seeds(seeds, name) if drawn in ALL_SEEDS else load_table(tables / f"{name}.csv")
             written.append(save(drawn(table), out / f"{name}.png"))
     return written
 

@@ -215,14 +215,14 @@ def _source(name: str) -> tuple[str, frozenset[str]]:
     for node in ast.walk(tree):
         if ast.get_docstring(node, clean=False) is not None if isinstance(node, DOCUMENTED) else False:
             del node.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], frozenset(_imports(tree))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], frozenset(_imports(tree, name))
 
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """The modules of this study that a module imports when it runs, in functions too."""
+def _imports(tree: ast.AST, room: str) -> Iterator[str]:
+    """The modules of this study that a module imports when it runs, in functions too; a room has those of its index."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -231,9 +231,11 @@ def _imports(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(OURS):
-            yield node.module
-            inner = (f"{node.module}.{alias.name}" for alias in node.names)
-            yield from (name for name in inner if _is_module(name))
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if _is_module(name) else node.module for name in inner)
+        match node:
+            case ast.Call(func=ast.Name("index"), args=[_, ast.Dict(keys=modules)]):  # `lib.runtime.index`
+                yield from (f"{room}.{module.value}" for module in modules)
         waiting += ast.iter_child_nodes(node)
 
 

@@ -8,6 +8,8 @@ Nothing here imports torch before it is needed: a worker that only draws picture
 
 from __future__ import annotations
 
+import importlib
+import io
 import multiprocessing
 import os
 import sys
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from ctypes import c_long
 from multiprocessing.sharedctypes import Synchronized
+from types import ModuleType
 
 from lib.runtime import progress as shown
 
@@ -40,9 +43,7 @@ def side_by_side(function: Callable[[object], object], items: Sequence[object], 
     Raises:
         Exception: whatever stopped a call.
     """
-    import dill  # pickles functions of a notebook, too
-
-    call = dill.dumps(function, recurse=True)
+    call = _packed(function)
     context = multiprocessing.get_context("spawn")  # safe beside torch's threads, unlike fork
     done = context.Value(c_long, 0)
     workers = min(cores(), len(items))
@@ -52,6 +53,23 @@ def side_by_side(function: Callable[[object], object], items: Sequence[object], 
             pass
         for future in futures:
             future.result()
+
+
+def _packed(function: Callable[[object], object]) -> bytes:
+    """A function, also one of a notebook, with all that it refers to; modules by their names."""
+    import dill
+
+    class Pickler(dill.Pickler):
+        dispatch = type(dill.Pickler.dispatch)(dill.Pickler.dispatch)
+
+    def save_module(pickler: Pickler, module: ModuleType) -> None:
+        # dill would send the variables of this study's modules along, and overwrite the worker's with them
+        pickler.save_reduce(importlib.import_module, (module.__name__,), obj=module)
+
+    Pickler.dispatch[ModuleType] = save_module
+    packed = io.BytesIO()
+    Pickler(packed, recurse=True).dump(function)
+    return packed.getvalue()
 
 
 def _count(done: Synchronized, futures: Sequence[Future]) -> Iterator[int]:

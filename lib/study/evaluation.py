@@ -108,35 +108,6 @@ def paired_difference(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -
     return pd.DataFrame(rows).T.round(2).astype({"seeds": int})
 
 
-def ordering(results: pd.DataFrame, chain: Sequence[str]) -> pd.DataFrame:
-    """Check an ordering of methods pair by pair, each pair within seeds.
-
-    Args:
-        results: rows (method, task, split, seed, accuracy) of all seeds.
-        chain: methods from the one that is said to be the weakest to the strongest.
-
-    Returns:
-        A row per neighbouring pair: claim, mean difference and std over seeds in points, number of seeds, and a
-        verdict. "holds": the mean difference is above its standard deviation over seeds; "against the paper": it is
-        below minus that; "within noise": neither; "unknown": fewer than two seeds, so there is no spread.
-
-    Raises:
-        ValueError: naming a method that has no scores.
-    """
-    pairs = list(zip(chain[1:], chain, strict=False))
-    table = paired_difference(results, pairs)
-    table.insert(0, "claim", [f"{base} < {better}" for better, base in pairs])
-    return table.assign(verdict=[_verdict(*row) for row in table.iloc[:, 1:3].to_numpy()]).reset_index(drop=True)
-
-
-def _verdict(difference: float, spread: float) -> str:
-    if pd.isna(spread):
-        return "unknown"
-    if abs(difference) <= spread:
-        return "within noise"
-    return "holds" if difference > 0 else "against the paper"
-
-
 def compare_with_full(
     live: pd.DataFrame, full: pd.DataFrame, *, exact: float = 0.5, adapted: float = 4.0
 ) -> pd.DataFrame:

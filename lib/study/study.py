@@ -22,7 +22,7 @@ from lib.runtime.processes import side_by_side
 from lib.runtime.store import NotMade, Store, circumstances, made_by, only_looking
 from lib.study.inputs import difference, inputs_of, label_of
 from lib.study.profiles import PROFILES, SETTINGS, Profile, Settings, VisionProfile, field_names, get_profile
-from lib.study.tables import load_table, save_table, seed_folders, stacked
+from lib.study.tables import all_seeds, load_table, save_table, seed_folders
 
 Arguments, Result, Item = ParamSpec("Arguments"), TypeVar("Result"), TypeVar("Item")
 _OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
@@ -217,7 +217,7 @@ class Study:
         if 0 < len(mine) < len(found):
             seeds += f" ({', '.join(mine)} of this run, the others as committed)"
         print(f"shown: profile {next(iter(found.values())).parent.name}, {seeds}")
-        return stacked(found, name)
+        return all_seeds(found, name)
 
 
 def _made(call: Callable[[Item], object], item: Item) -> bool:

@@ -47,25 +47,15 @@ def load_seeds(results: Path, *names: str) -> dict[int, dict[str, pd.DataFrame]]
     }
 
 
-def all_seeds(results: Path, name: str) -> pd.DataFrame:
-    """One table of all seeds below `results`, with the column `seed`.
+def all_seeds(folders: Mapping[int, Path], name: str) -> pd.DataFrame:
+    """One table of some seeds, each in its folder (see `seed_folders`), with the column `seed`.
 
     Raises:
-        FileNotFoundError: if no seed has it.
+        FileNotFoundError: if there is no seed.
         ValueError: if the seeds were run on experts of different lineages.
     """
-    folders = seed_folders(results, name)
     if not folders:
-        raise FileNotFoundError(f"no saved table {name}.csv below {results}: run `make study` or `make reproduce`")
-    return stacked(folders, name)
-
-
-def stacked(folders: Mapping[int, Path], name: str) -> pd.DataFrame:
-    """One table of some seeds, each in its folder, with the column `seed`.
-
-    Raises:
-        ValueError: if the seeds were run on experts of different lineages.
-    """
+        raise FileNotFoundError(f"no seed has a saved table {name}.csv: run `make study` or `make reproduce`")
     tables = [load_table(folder / f"{name}.csv").assign(seed=seed) for seed, folder in folders.items()]
     one_lineage(*tables)
     return pd.concat(tables, ignore_index=True)

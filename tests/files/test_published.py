@@ -23,7 +23,7 @@ from lib.study.evaluation import compare_with_full, gather, main_table, with_spr
 from lib.study.profiles import PROFILES, get_profile
 from lib.study.reference import beside_published
 from lib.study.study import Study, open_study
-from lib.study.tables import all_seeds
+from lib.study.tables import all_seeds, seed_folders
 from lib.study.vision import VisionWorkspace
 from lib.vectors.flat_model import FlatModel
 from lib.vision.models import load_clip
@@ -414,7 +414,7 @@ def test_two_lineages_never_stand_in_one_table(tmp_path):
         (tmp_path / f"seed{seed}").mkdir()
         table.to_csv(tmp_path / f"seed{seed}" / "fusion.csv", index=False)
     with pytest.raises(ValueError, match=message):
-        all_seeds(tmp_path, "fusion")
+        all_seeds(seed_folders(tmp_path, "fusion"), "fusion")
 
 
 def test_gathered_tables_keep_their_lineage():
