@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lib.adaptation.failures import signatures
 from lib.adaptation.objectives import OBJECTIVES, entropy, entropy_of_mean
-from lib.adaptation.signatures import signatures
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
 from lib.vision.models import Preprocess
