@@ -134,10 +134,9 @@ def adapt(
     given = objective_at, theta0, task_vectors, rescaled_mask
     if shared_by_processes(objective_at=objective_at, protocol=protocol, shard=shard):
         shard, *given = divided(layout, *given)
-    objective_at, theta0, task_vectors, rescaled_mask = given
+    *point, mask = given
     levels = Levels(
-        objective_at, theta0, task_vectors, shard or Shard(layout),
-        coefficients=coefficients, learn_mask=learn_mask, rescaled_mask=rescaled_mask,
+        *point, shard or Shard(layout), coefficients=coefficients, learn_mask=learn_mask, rescaled_mask=mask,
         initial_coefficient=initial_coefficient, learning_rate=learning_rate, mask_learning_rate=mask_learning_rate,
         temperature=temperature, seed=seed, protocol=protocol, backend=backend,
     )  # fmt: skip
