@@ -40,10 +40,8 @@ class Needs:
         input_bytes: one input as the model reads it.
         copies_bytes: what autograd keeps however many inputs there are: the weights in bfloat16 under autocast.
         frozen_bytes: parts of the model that are not merged, such as a text tower.
-        learn_mask: whether logits of a mask are learned, with Adam's two moments.
-        coefficients: whether merging coefficients are.
-        fixed_mask: whether everything happens inside a mask that was learned before.
-        exact: whether the hypergradient is exact.
+        learn_mask, coefficients: whether logits of a mask are learned, with Adam's moments, and merging coefficients.
+        fixed_mask, exact: whether all happens inside a mask learned before, and whether the hypergradient is exact.
         vectors: "fp32", "bf16" or "mapped".
         accelerator: whether the device is not the CPU.
         processes: how many share mask, moments and task vectors (`lib.concrete.sharding`); rows are those of this one.

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 def index(room: str, names: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of a package that imports nothing by itself (https://peps.python.org/pep-0562/).
 
-    The index is for notebooks. Modules of `lib` import from modules, so that what a result depends on can be read off
-    the source (`lib.runtime.keys`).
+    It is for notebooks. Inside `lib` modules import from modules, so that keys see what a result depends on.
 
     Args:
         room: the package's `__name__`.
