@@ -16,11 +16,11 @@ from fusion_bench.method.regmean_plusplus.clip_regmean_plusplus import RegMeanAl
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lib.fusion import activations as statistics
 from lib.fusion import fisher_merging, regmean, regmean_plus_plus
 from lib.fusion.activations import layer_groups
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
+from lib.vision import activations
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.models import Preprocess
 
@@ -125,7 +125,7 @@ def test_fisher_information(experts, size, monkeypatch):
     arguments = (model, problem.theta0 + problem.vectors[0], head, images[0], PREPROCESS)
     exact = diagonal_fisher(*arguments)
     assert error(theirs, exact) > 0.01
-    monkeypatch.setattr(statistics, "_combinations", lambda images, classes, *_: torch.ones(images, 1, classes))
+    monkeypatch.setattr(activations, "_combinations", lambda images, classes, *_: torch.ones(images, 1, classes))
     plus = diagonal_fisher(*arguments)
     if size == 1:
         assert_same("Fisher, signs +1", "FusionBench, batch 1", plus, theirs)
