@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from lib.study.inputs import DATA, TOLD, without_data
 from lib.study.profiles import family_of, get_profile
 
 Notebook = nbformat.NotebookNode
+# A line of `lib.runtime.progress` that is not a loop's last: it says how long the rest will take, or is its first step.
+UNFINISHED = re.compile(r"^.+  (?!(\d+)/\1  )\d+/\d+  \d+ %  .*\n?", re.MULTILINE)
 TABLES = ("*.csv", "*.png", "about.json")
 
 
@@ -35,7 +38,7 @@ def with_outputs(source: Notebook, executed: Notebook) -> Notebook:
     if [cell.source for cell in cells] != [cell.source for cell in runs]:
         raise ValueError("the notebook's code has changed since that run")
     for count, (cell, run) in enumerate(zip(cells, runs, strict=True), start=1):
-        cell.outputs = run.outputs
+        cell.outputs = [output for output in map(finished, run.outputs) if output.get("text") != ""]
         cell.execution_count = count if cell.source.strip() else None  # as if run from top to bottom
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
@@ -44,6 +47,13 @@ def with_outputs(source: Notebook, executed: Notebook) -> Notebook:
                 output.execution_count = cell.execution_count
     source.metadata.pop("papermill", None)
     return source
+
+
+def finished(output: Notebook) -> Notebook:
+    """An output without the lines that told how far a loop was; the one that tells its end stays."""
+    if output.output_type == "stream":
+        output.text = UNFINISHED.sub("", output.text)
+    return output
 
 
 def _code(notebook: Notebook) -> list[Notebook]:

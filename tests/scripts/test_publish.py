@@ -108,3 +108,14 @@ def test_logs_and_notebooks_are_no_tables(root):
     assert list(tables_of(root / "runs" / "tiny", [0])) == [
         "seed0/fusion.csv", "seed0/contact_sheet.png", "seed0/about.json",
     ]  # fmt: skip
+
+
+def test_of_a_loops_progress_only_the_end_is_published():
+    cell = new_code_cell("adapt()")
+    lines = [
+        "mask  30/80  38 %  5.1 s, about 8.6 s left  loss 3.9\n",
+        "mask  80/80  100 %  9 s  loss 2\nkept 3/4 of it\n",
+    ]
+    run = new_code_cell("adapt()", outputs=[new_output("stream", text=text) for text in (lines[0], "".join(lines))])
+    (published,) = with_outputs(new_notebook(cells=[cell]), new_notebook(cells=[run])).cells
+    assert [output.text for output in published.outputs] == [lines[1]]
