@@ -12,16 +12,19 @@ import torch
 from lib.adaptation.objectives import entropy
 from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices, generator, seed_of
-from lib.study.evaluation import evaluate, methods_by_tasks
-from lib.study.study import ROOT
+from lib.study.evaluation import methods_by_tasks
+from lib.study.profiles import get_profile
+from lib.study.study import ROOT, Study
+from lib.study.vision import VisionWorkspace
 from lib.vectors.fine_tuning import fine_tune, learning_rate_at
 from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import shifted
 from lib.vision.features import image_features
-from lib.vision.heads import class_mean_head, text_head
+from lib.vision.heads import class_mean_head, linear_probe_head, text_head
 from lib.vision.models import load_clip
 from lib.vision.objective import ImageObjective, image_loss
-from lib.vision.scoring import linear_probe, score
+from lib.vision.scoring import score
+from lib.vision.tasks import Split
 from worlds.images import draw_split
 
 RUNTIME = Runtime()
@@ -69,7 +72,8 @@ def test_class_mean_head_and_probe_on_separable_features():
     head = class_mean_head(features, labels, 2, 10.0)
     torch.testing.assert_close(head, torch.tensor([[10.0, 0.0], [0.0, 10.0]]))
     assert score(features, head, labels)["accuracy"] == 1.0
-    assert linear_probe(features, labels, features, labels, 2)["accuracy"] == 1.0
+    probe = linear_probe_head(features, labels, 2, 10.0)
+    assert score(features, probe, labels)["accuracy"] == 1.0
     with pytest.raises(ValueError, match="class 2 has no training image"):
         class_mean_head(features, labels, 3, 10.0)
 
@@ -216,15 +220,17 @@ def test_a_killed_run_continues_to_the_same_bits_as_one_in_another_process(tmp_p
     assert continued == (tmp_path / "whole" / "theta.safetensors").read_bytes()
 
 
-def test_evaluation_is_a_tidy_table(clip, digits):
-    model = FlatModel(clip.visual)
+def test_evaluation_is_a_tidy_table(clip, digits, tmp_path):
+    workspace = VisionWorkspace(Study(get_profile("tiny"), root=tmp_path))
     head = text_head(clip, [str(k) for k in range(10)], ["{}"])
-    table = evaluate(
-        model.initial(), model, {"a": head, "b": head}, {"a": digits, "b": digits}, clip.preprocess, RUNTIME,
-        method="x", split="test", seed=0,
-    )  # fmt: skip
+    workspace.heads = {"a": head, "b": head}
+    workspace._tasks.update(dict.fromkeys("ab"))
+    workspace._splits["test"] = dict.fromkeys("ab", Split(*digits))
+    table = workspace.evaluate(workspace.theta0, "x")
     assert list(table.columns) == ["method", "task", "split", "seed", "accuracy", "loss", "n"]
     features = image_features(clip.visual, digits[0], clip.preprocess, RUNTIME, batch=7)
     expected = (features @ head.T).argmax(1).eq(digits[1]).double().mean().item()
     assert table["accuracy"].tolist() == [expected, expected]
     assert methods_by_tasks(table).loc["x", "mean"] == round(100 * expected, 1)
+    some = workspace.evaluate(workspace.theta0, "x", tasks=["b"], limit=10)
+    assert some[["task", "n"]].to_numpy().tolist() == [["b", 10]]
