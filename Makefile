@@ -83,7 +83,7 @@ $(PEERS): $(READY) peers.lock
 	@$(VENV)/bin/uv pip install --python $(PY) --no-build-isolation --require-hashes -r peers.lock
 	@touch $@
 
-benchmark: $(PEERS) ## Time one mask step against FusionBench and a memory copy (15 minutes; keep the machine quiet)
+benchmark: $(PEERS) ## Time merging and whole adaptation steps against FusionBench (25 minutes; keep the machine quiet)
 	@$(PY) -m benchmarks.merge_step
 	@$(PY) -m benchmarks.adaptation
 	@$(PY) -m lib.figures --benchmarks

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lib.runtime.disk import atomic_path, exclusive
@@ -89,7 +88,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
     Writing to a view changes neither the file nor what another process sees of it.
 
     Raises:
-        SafetensorError: if the file is not whole.
+        ValueError: if the file is not whole.
     """
     try:
         large = np.load(path, mmap_mode="c")
@@ -98,7 +97,7 @@ def read_file(path: Path) -> dict[str, Tensor]:
             table = np.load(file).tolist()
             arrays = [large, *(np.load(file) for _ in table[1:])]
     except (ValueError, EOFError) as error:
-        raise SafetensorError("it is not whole") from error
+        raise ValueError("it is not whole") from error
     tensors = {name: torch.from_numpy(array) for (name, _), array in zip(table, arrays, strict=True)}
     for name, text in table:
         if text:

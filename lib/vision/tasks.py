@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
 from lib.files.sets import DataError, Source, compare, find_source, folders_in, read_contents
@@ -201,7 +200,7 @@ def _cached(
 def _read(path: Path) -> Split:
     try:
         tensors = read_file(path)
-    except SafetensorError as error:
+    except ValueError as error:
         raise DataError(f"cached images {path} cannot be read ({error}); delete the file") from error
     return Split(tensors["images"], tensors["labels"])
 

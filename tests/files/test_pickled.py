@@ -295,7 +295,7 @@ def test_a_memo_index_takes_no_memory():
     assert read(b"Nr\xff\xff\xff\x7f.") is None
 
 
-DEEP = b")" + b"\x85" * 100_000  # a tuple in a tuple in a tuple ...
+DEEP = b")" + b"\x85" * 200_000  # a tuple in a tuple in a tuple ...
 
 
 def test_laughs_and_depth_are_harmless():

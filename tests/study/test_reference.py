@@ -6,7 +6,7 @@ import pytest
 from lib.figures.plotting import ORDER
 from lib.study.profiles import DRAWN_TASKS, GLUE_TASKS, PROFILES, REAL_TASKS, VisionProfile, get_profile
 from lib.study.reference import PLACES, PUBLISHED, beside_published, model_like, published, standing_in
-from lib.vision.corruptions import CORRUPTIONS
+from worlds.images.corruptions import CORRUPTIONS
 
 TABLE = pd.read_csv(PUBLISHED)
 UNSEEN = {"unseen tasks A": ("mnist", "eurosat"), "unseen tasks B": ("resisc45", "svhn")}
