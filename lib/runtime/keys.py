@@ -19,6 +19,8 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -37,6 +39,7 @@ RUNNING = frozenset(
     for name in ("checkpoint", "disk", "keys", "launch", "processes", "progress", "ranks", "store", "parameters")
 )
 PLAIN = (str, int, float, bool, type(None))
+STARTED = time.time()
 
 
 def key_of(determines: Mapping[str, object]) -> str:
@@ -194,6 +197,9 @@ def code_of(module: str) -> str:
     """A hash of the source of a module of this study and of all of them that it imports; "" for any other module.
 
     Comments, docstrings and layout do not count.
+
+    Raises:
+        ValueError: if a file was edited while its module was in use: Python goes on with the old code.
     """
     waiting, found = {module}, {}
     while waiting:
@@ -211,9 +217,12 @@ def _source(name: str) -> tuple[str, frozenset[str]]:
     place = importlib.util.find_spec(name)
     if place is None or not place.origin:
         return "", frozenset()
-    tree = ast.parse(Path(place.origin).read_text(encoding="utf-8"))
+    path = Path(place.origin)
+    if name in sys.modules and path.stat().st_mtime > STARTED:
+        raise ValueError(f"{path.name} was edited, and its old code is still in use here ({name}): restart the kernel")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if ast.get_docstring(node, clean=False) is not None if isinstance(node, DOCUMENTED) else False:
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], frozenset(_imports(tree, name))
 

@@ -22,11 +22,10 @@ from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.backbones import load_backbone
-from lib.vision.features import image_features
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
 from lib.vision.objective import ImageObjective, image_accuracy, image_loss
-from lib.vision.scoring import score
+from lib.vision.scoring import image_features, score
 from lib.vision.tasks import Split, Task, corrupt, load_splits, load_task
 
 

@@ -7,11 +7,10 @@ __getattr__, __dir__, __all__ = index(
     {
         "activations": "diagonal_fisher input_grams",
         "backbones": "load_backbone",
-        "features": "image_features",
         "heads": "class_mean_head linear_probe_head text_head",
         "models": "Backbone Clip Preprocess load_clip",
         "objective": "ImageObjective image_accuracy image_loss",
-        "scoring": "score",
+        "scoring": "image_features score",
         "tasks": "CORRUPTIONS Split Task corrupt load_splits load_task",
     },
 )

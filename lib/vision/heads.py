@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lib.runtime.device import Runtime
-from lib.vision.features import image_features
 from lib.vision.models import Backbone, Clip
+from lib.vision.scoring import image_features
 
 
 @torch.no_grad()

@@ -13,9 +13,8 @@ from lib.runtime.rng import batch_indices
 from lib.vectors.batch_norm import batch_norms, batch_statistics
 from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import gather, shifted
-from lib.vision.features import image_features
 from lib.vision.models import Preprocess
-from lib.vision.scoring import score
+from lib.vision.scoring import image_features, score
 
 CPU_PIXELS = 1_000_000  # pixels per pass on a CPU: 20 images of 224 x 224; what lies between layers then stays small
 

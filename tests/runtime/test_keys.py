@@ -294,6 +294,7 @@ def package(tmp_path, monkeypatch):
     """Writes modules of a package `toy`, which takes the place of this study."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(keys, "OURS", ("toy.",))
+    monkeypatch.setattr(keys, "STARTED", float("inf"))  # these tests edit what they have imported
     (tmp_path / "toy").mkdir()
 
     def write(**modules):
@@ -367,6 +368,19 @@ def test_comments_docstrings_and_layout_do_not_count(package):
     '''
     assert package(a="import toy.b", b=plain) == package(a="import toy.b", b=told)
     assert package(a="import toy.b", b=plain) != package(a="import toy.b", b=plain.replace("text", "word"))
+
+
+def test_a_module_that_was_edited_while_in_use_is_refused(package, monkeypatch):
+    """Its result would be kept as the new code's, and Python goes on with the old."""
+    package(a="RATE = 1")
+    importlib.import_module("toy.a")
+    monkeypatch.setattr(keys, "STARTED", 0)
+    keys.code_of.cache_clear()
+    keys._source.cache_clear()
+    with pytest.raises(ValueError, match=r"a\.py was edited, .* \(toy\.a\): restart the kernel"):
+        keys.code_of("toy.a")
+    del sys.modules["toy.a"]
+    assert keys.code_of("toy.a")
 
 
 def test_modules_that_import_each_other_end(package):

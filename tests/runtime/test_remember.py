@@ -166,6 +166,7 @@ def toy(tmp_path, monkeypatch):
     """Writes the modules `toy.routine` and `toy.settings` of a package that takes the place of this study."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(keys, "OURS", ("toy.",))
+    monkeypatch.setattr(keys, "STARTED", float("inf"))  # each test edits what it has imported
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "__init__.py").touch()

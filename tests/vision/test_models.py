@@ -19,11 +19,10 @@ from lib.study.vision import VisionWorkspace
 from lib.vectors.fine_tuning import fine_tune, learning_rate_at
 from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import shifted
-from lib.vision.features import image_features
 from lib.vision.heads import class_mean_head, linear_probe_head, text_head
 from lib.vision.models import load_clip
 from lib.vision.objective import ImageObjective, image_loss
-from lib.vision.scoring import score
+from lib.vision.scoring import image_features, score
 from lib.vision.tasks import Split
 from worlds.images import draw_split
 

@@ -28,9 +28,8 @@ from lib.study.tables import save_table
 from lib.vectors.fine_tuning import fine_tune
 from lib.vectors.flat_model import FlatModel
 from lib.vision.backbones import load_backbone
-from lib.vision.features import image_features
 from lib.vision.objective import image_loss
-from lib.vision.scoring import score
+from lib.vision.scoring import image_features, score
 from worlds.images import DRAWN, Job, draw_splits
 from worlds.images.web import WILDNESS
 from worlds.training import shipping
