@@ -35,7 +35,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1
 
-# Notebook 15 needs images and weights that nothing here ships; tests/test_real_images.py runs it on a small mirror.
+# Notebook 15 needs images and weights that nothing here ships; tests/vision/test_real_images.py runs it on a small mirror.
 NO_DATA = --ignore notebooks/15_real_images.ipynb
 
 .DEFAULT_GOAL := help
@@ -127,8 +127,8 @@ lock: $(READY) ## Choose versions anew and write the locks
 	@echo "Wrote requirements.lock, peers.lock and bootstrap.lock; the next command installs them."
 
 clean: ## Remove what was generated (not .venv, not the committed results)
-	rm -rf runs data/cache .snakemake .pytest_cache .ruff_cache .hypothesis build *.egg-info
-	find lib worlds benchmarks tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	rm -rf runs data/cache .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache build *.egg-info
+	find lib worlds scripts benchmarks tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 distclean: clean ## The same, and the virtual environment .venv
 	rm -rf .venv

@@ -124,7 +124,7 @@ def code_of(notebook):
 # A notebook runs again when its code, any module, or what is shipped and read has changed. That is decided by content,
 # which goes into the rule's params; times of files say nothing after a clone. Sources are therefore `ancient` inputs.
 # A change of lib repeats every notebook: simple, safe, and cheap, because long results are kept by lib's own cache.
-READ = ("lib/**/*.py", "worlds/**/*.py", "data/profiles.toml", "data/registry/*", "data/tiny_*/*")
+READ = ("lib/**/*.py", "worlds/**/*.py", "data/profiles.toml", "data/registry/*", "data/reference/*", "data/tiny_*/*")
 SHARED = digest(
     [
         (path.as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())

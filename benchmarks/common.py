@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parent.parent
+from lib.runtime.disk import ROOT as ROOT
 
 
 def vit_b_32() -> nn.Module:
@@ -24,6 +26,7 @@ def vit_b_32() -> nn.Module:
     return _build_vision_tower(config["embed_dim"], config["vision_cfg"])
 
 
+@functools.cache
 def vit_b_32_shapes(scale: float) -> dict[str, list[int]]:
     """Names and shapes of that encoder's parameters, cut to `scale` of their rows for smaller D."""
     with torch.device("meta"):
@@ -71,3 +74,22 @@ def peak_resident() -> int:
     if status.exists():  # on Linux ru_maxrss would also remember the parent process from before exec
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Measured:
+    """Rows of what took how long, printed as they come."""
+
+    def __init__(self, **case: object) -> None:
+        self.case, self.rows = case, []
+        self.begin()
+
+    def begin(self) -> None:
+        """Let the clock start anew."""
+        self.began = time.perf_counter()
+
+    def __call__(self, what: str, parts: int = 1) -> None:
+        """Note what was done since the last time, and the seconds of each of its parts."""
+        seconds, peak = (time.perf_counter() - self.began) / parts, peak_resident() / 1e9
+        self.rows.append({**self.case, "what": what, "seconds": seconds, "peak_gb": peak})
+        print(f"{what:75s} {seconds:8.2f} s  {peak:5.2f} GB", flush=True)
+        self.begin()

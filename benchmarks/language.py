@@ -14,12 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 
-from benchmarks.common import ROOT, machine, peak_resident
+from benchmarks.common import ROOT, Measured, machine
 
 TABLE = ROOT / "data/benchmarks/language.csv"
 # What differs from T5's defaults in the configurations on the hub.
@@ -70,35 +69,29 @@ def main() -> None:
         changed |= {"model": str(write_checkpoints(options.model, folder / "model")), "mask_steps": options.steps}
         changed |= {"adaptation_steps": options.steps, "adapters": str(folder / "experts" / "{task}")}
         study = Study(get_profile("flan-t5-base", **changed), data_root=options.data_root, root=folder)
-        workspace, rows = LanguageWorkspace(study), []
+        workspace = LanguageWorkspace(study)
         for task in workspace.tasks:  # experts: the fresh adapter and a little noise
             noise = 0.01 * torch.randn_like(workspace.adapter0) * workspace.adapter_model.layout.inside()
             workspace.adapters = {task: workspace.adapter_model.layout.views(workspace.adapter0 + noise)}
             workspace.save_adapter(task, folder / "experts" / task)
         workspace = LanguageWorkspace(study)
 
-        def measured(what: str, began: float, steps: int = 1) -> None:
-            row = {"model": options.model, "what": what, "seconds": (time.perf_counter() - began) / steps}
-            rows.append(row | {"peak_gb": peak_resident() / 1e9})
-            print(f"{what:60s} {row['seconds']:8.2f} s  {rows[-1]['peak_gb']:5.2f} GB", flush=True)
-
         print(
             f"{options.model}: {sum(p.numel() for p in workspace.t5.model.parameters()) / 1e6:.0f} million parameters"
         )
-        began = time.perf_counter()
+        note = Measured(model=options.model)
         vectors = workspace.task_vectors
-        measured(f"reading 8 adapters into task vectors [8, {vectors.shape[1]}]", began)
+        note(f"reading 8 adapters into task vectors [8, {vectors.shape[1]}]")
         setting = workspace.setting()
         for method, phases in (("AdaMerging (layer-wise)", 1), ("Concrete AdaMerging (layer-wise)", 2)):
-            began = time.perf_counter()
+            note.begin()
             merged = merge_by_name(workspace, method, setting)
-            measured(f"{method}, a step (mean over {options.steps} of each phase)", began, phases * options.steps)
-        began = time.perf_counter()
+            note(f"{method}, a step (mean over {options.steps} of each phase)", phases * options.steps)
         workspace.evaluate(merged.theta, method, limit=32)
-        measured("answering and scoring 8 x 32 prompts", began)
+        note("answering and scoring 8 x 32 prompts")
     if options.model != "quick":
         about = machine() | {"text": "GLUE" if options.data_root else "drawn", "batch": study.profile.adaptation_batch}
-        print(f"Written to {save_table(pd.DataFrame([row | about for row in rows]), TABLE).relative_to(ROOT)}")
+        print(f"Written to {save_table(pd.DataFrame([row | about for row in note.rows]), TABLE).relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -187,7 +187,7 @@ def main() -> None:
         return
     import pandas as pd
 
-    from lib.runtime.disk import atomic_path
+    from lib.study.tables import save_table
 
     about = machine(options.device)
     print(f"One mask step on {about['machine']}, {about['threads']} threads; median of {STEPS} steps")
@@ -195,14 +195,11 @@ def main() -> None:
     rows = [row for case in chosen if (row := measure(case, options.device))]
     table = pd.DataFrame([row | about for row in rows]).drop(columns="scale")
     if not options.quick:
-        TABLE.parent.mkdir(parents=True, exist_ok=True)
         key = ["machine", "implementation", "method", "tasks", "task_vectors", "backend", "parameters"]
         if TABLE.is_file():  # rows of other machines and cases stay
             table = pd.concat([pd.read_csv(TABLE, dtype={"parameters": int}), table])
         table = table.drop_duplicates(key, keep="last")
-        with atomic_path(TABLE) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.4g")
-        print(f"Wrote {TABLE.relative_to(ROOT)}")
+        print(f"Wrote {save_table(table, TABLE).relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

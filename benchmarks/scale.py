@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.common import ROOT, machine, peak_resident
+from benchmarks.common import ROOT, Measured, machine
 from benchmarks.stand_in_hub import MODELS, StandIn, profile_of, write_stand_in
 from lib.files.lineages import HUGGING_FACE
 from lib.study.profiles import PAPER_TASKS, get_profile
@@ -51,20 +50,6 @@ def open_stand_in(
     changed = {"mask_steps": 1, "adaptation_steps": 1, **changed, "tasks": tasks}
     changed |= {"model": stand_in.model, "experts": stand_in.experts[lineage]}
     return VisionWorkspace(Study(get_profile(profile_of(model), **changed), data_root=stand_in.data_root, root=root))
-
-
-class Measured:
-    """Rows of what took how long, printed as they come."""
-
-    def __init__(self, **case: object) -> None:
-        self.case, self.rows, self.began = case, [], time.perf_counter()
-
-    def __call__(self, what: str, parts: int = 1) -> None:
-        """Note what was done since the last time, and the seconds of each of its parts."""
-        seconds, peak = (time.perf_counter() - self.began) / parts, peak_resident() / 1e9
-        self.rows.append({**self.case, "what": what, "seconds": seconds, "peak_gb": peak})
-        print(f"{what:75s} {seconds:8.2f} s  {peak:5.2f} GB", flush=True)
-        self.began = time.perf_counter()
 
 
 def measure(folder: Path, model: str, tasks: str, batch: int, adaptive: Sequence[str]) -> list[dict]:

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.common import ROOT, peak_resident, processor, vit_b_32_shapes
+from benchmarks.common import ROOT, in_own_process, peak_resident, processor, vit_b_32_shapes
 from lib.concrete.merge_step import MergeStep
 from lib.fusion import task_arithmetic, weight_averaging
 from lib.study.tables import save_table
@@ -111,10 +110,11 @@ def main() -> None:
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 16, 64], help="numbers of experts T")
     parser.add_argument("--quick", action="store_true", help="2 and 4 experts; prints the table, writes none")
     parser.add_argument("--folder", type=Path, help="where the temporary folder lies; by default the system's")
-    parser.add_argument("--run", nargs=3, metavar=("METHOD", "FOLDER", "T"), help=argparse.SUPPRESS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.run:
-        print(json.dumps(run(given.run[0], Path(given.run[1]), int(given.run[2]))))
+    if given.case:
+        method, folder, tasks = json.loads(given.case)
+        print(json.dumps(run(method, Path(folder), tasks)))
         return
     about = {"processor": processor(), "cores": os.cpu_count(), "threads": 1, "torch": torch.__version__}
     counts = [2, 4] if given.quick else given.experts
@@ -128,9 +128,10 @@ def main() -> None:
         make_files(folder, shapes, max(counts), distinct)
         for tasks in counts:
             for method in METHODS:
-                call = [sys.executable, "-m", "benchmarks.streaming_memory", "--run", method, name, str(tasks)]
-                done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-                row = json.loads(done.stdout.splitlines()[-1]) | {"distinct_files": min(distinct, tasks)} | about
+                measured = in_own_process("benchmarks.streaming_memory", [method, name, tasks])
+                if isinstance(measured, str):
+                    sys.exit(f"{method} of {tasks}: {measured}")
+                row = measured | {"distinct_files": min(distinct, tasks)} | about
                 print({key: row[key] for key in ("method", "experts", "seconds", "peak_rss_gib")}, flush=True)
                 rows.append(row)
     table = pd.DataFrame(rows)

@@ -112,7 +112,7 @@ def run_of(root: Path, label: str) -> Path:
 def publish(root: Path, label: str, seeds: Sequence[int]) -> tuple[list[Path], list[Path]]:
     """Copy the tables of a run to data/results and, of a family's default profile, the outputs of the first seed.
 
-    Other profiles leave the notebooks alone, which show the default one.
+    Other profiles, and runs with changed parameters, leave the notebooks alone, which show the default one.
 
     Args:
         root: the checkout.
@@ -128,7 +128,7 @@ def publish(root: Path, label: str, seeds: Sequence[int]) -> tuple[list[Path], l
     """
     profile = get_profile(without_data(label).partition("+")[0])  # changed parameters: tiny+mask_steps=50
     run, committed = run_of(root, label), root / "data" / "results" / without_data(label)
-    shown = profile.name == profile.default
+    shown = without_data(label) == profile.default  # neither another profile nor changed parameters
     ready: Mapping[Path, Notebook] = {}
     if shown:
         ready = notebooks_with_outputs(run / f"seed{seeds[0]}", root / "notebooks", profile.family)

@@ -218,7 +218,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def patience(launch: Launch, error: str) -> float:
-    """Seconds to keep an error to onelaunch.
+    """Seconds to keep an error to oneself.
 
     One that all have is for the first process to tell; one that only lost another process lets that one speak.
     """

@@ -60,7 +60,11 @@ def test_every_relative_link_leads_somewhere(page):
 
 def test_every_file_that_is_named_is_there(page):
     _, spans = code_of(page)
-    named = [span for span in spans if re.fullmatch(r"(lib|worlds|data|docs|figures|tests|benchmarks)/[\w./-]+", span)]
+    named = [
+        span
+        for span in spans
+        if re.fullmatch(r"(lib|worlds|scripts|data|docs|figures|tests|benchmarks)/[\w./-]+", span)
+    ]
     ours = [span for span in named if not span.startswith("data/cache")]
     assert not [span for span in ours if not (ROOT / span).exists()]
 
@@ -75,7 +79,7 @@ def test_every_module_that_is_run_is_there(page):
     for line in commands_of(page):
         for module in re.findall(r"(?:python|torchrun[^|;&]*?) -m ([\w.]+)", line):
             place = ROOT / module.replace(".", "/")
-            ours = module.split(".")[0] in ("lib", "worlds", "benchmarks")
+            ours = module.split(".")[0] in ("lib", "worlds", "scripts", "benchmarks")
             found = (
                 place.with_suffix(".py").is_file() or (place / "__main__.py").is_file() if ours else find_spec(module)
             )

@@ -1,15 +1,11 @@
-"""The library stays small: few entries, short modules, short functions; and so do the cells of its notebooks."""
+"""The library stays small: few entries, short modules, short functions."""
 
 import ast
-import statistics
-
-import nbformat
-import pytest
 
 from lib.runtime.disk import ROOT
 
 MODULES = sorted((ROOT / "lib").rglob("*.py"))
-ENTRIES, MODULE_LINES, FUNCTION_LINES, LIBRARY_LINES, CELL_LINES = 12, 300, 60, 10_000, 10
+ENTRIES, MODULE_LINES, FUNCTION_LINES, LIBRARY_LINES = 12, 300, 60, 10_000
 
 
 def lines(path):
@@ -54,12 +50,6 @@ def test_no_function_is_long():
 def test_lib_without_its_figures_is_small():
     counted = {path: lines(path) for path in MODULES if "figures" not in path.relative_to(ROOT).parts}
     assert sum(counted.values()) <= LIBRARY_LINES
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_cells_of_a_notebook_are_short(path):
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert statistics.median(len(cell.source.splitlines()) for cell in cells) <= CELL_LINES
 
 
 def test_docstrings_are_not_counted():

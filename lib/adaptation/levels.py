@@ -112,7 +112,7 @@ class Levels:
         at = self.lambdas.start if from_start else self.lambdas.values
         objective = self.objective_at(2 * step if self.learn_mask else step)  # two levels, two batches
         theta = self.merging.merge(self.lambdas.merged(at))
-        gradient = self._evaluate(objective, theta)
+        gradient = self._evaluate(objective, theta, last=not self.learn_mask)
         self.lambdas.update(self.merging.coefficient_gradient(gradient), restart=self.learn_mask)
         if self.exact:
             self._inner = objective, at, theta.clone(), gradient.clone()
@@ -122,16 +122,17 @@ class Levels:
         if self.protocol.outer_sample == "fresh":
             self.merging.draw(2 * step + 1)
         objective = self.objective_at(2 * step + 1 if self.bi_level else step)
-        gradient = self._evaluate(objective, self.merging.merge(self.lambdas.merged(self.lambdas.values)))
+        gradient = self._evaluate(objective, self.merging.merge(self.lambdas.merged(self.lambdas.values)), last=True)
         if self.exact:
             gradient = gradient.clone()  # the same buffer serves the Hessian's differences
             self.merging.update_mask(gradient, self._through_the_inner_step(gradient))
         else:
             self.merging.update_mask(gradient)
 
-    def _evaluate(self, objective: Objective, theta: Tensor) -> Tensor:
+    def _evaluate(self, objective: Objective, theta: Tensor, *, last: bool) -> Tensor:
         self.loss, gradient = objective(theta)
-        self.report = dict(getattr(self.objective_at, "report", {}))
+        if last:
+            self.report = getattr(self.objective_at, "report", dict)()
         return gradient
 
     def _through_the_inner_step(self, gradient: Tensor) -> Tensor:

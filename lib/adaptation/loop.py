@@ -163,7 +163,7 @@ def adapt(
         checkpoint.save(lambda: {**levels.state(), "curve": curve})
     found, logits = levels.final_coefficients, levels.logits
     found = found if coefficients else found.expand(tasks)
-    return Adapted(found.clone(), None if logits is None else logits[:length].clone(), pd.DataFrame(curve))
+    return Adapted(found.clone(), None if logits is None else logits[:length], pd.DataFrame(curve))
 
 
 def one_step(levels: Levels, step: int) -> dict[str, float]:

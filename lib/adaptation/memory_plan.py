@@ -139,7 +139,7 @@ def announce(label: str, levels: Levels) -> None:
         flags = {"learn_mask": levels.learn_mask, "coefficients": levels.learn_coefficients, "exact": levels.exact}
         flags |= {"fixed_mask": levels.fixed_mask is not None, "processes": shard.ranks}
         whole = shard.gather(theta0)[: len(objective.model.gradient)]
-        print(check(label, objective, whole, levels.task_vectors, frozen_bytes=objective.frozen_bytes, **flags))
+        print(check(label, objective, whole, levels.task_vectors, **flags))
 
 
 def check(
@@ -161,7 +161,7 @@ def check(
         task_vectors: [T, D].
         processes: how many share the work; `task_vectors` are then this one's part, wherever it is now.
         room: how many bytes are free on a device; by default `free_memory`.
-        flags: `learn_mask`, `coefficients`, `fixed_mask`, `exact`, `frozen_bytes` of `Needs`.
+        flags: `learn_mask`, `coefficients`, `fixed_mask`, `exact` of `Needs`.
 
     Returns:
         The plan in one line.
@@ -181,6 +181,7 @@ def check(
         rows=rows,
         rows_at_once=objective.rows_together(),
         **measured(objective, theta0),
+        frozen_bytes=objective.frozen_bytes,
         **flags,
         vectors=kind,
         accelerator=theta0.device.type != "cpu",
@@ -190,7 +191,7 @@ def check(
     held = [theta0, objective.model.gradient] + [task_vectors] * (not elsewhere)  # they are there already
     if free is not None and device == "cpu":
         free //= processes  # they share one memory
-    total = None if free is None else free + flags.get("frozen_bytes", 0) + sum(tensor.nbytes for tensor in held)
+    total = None if free is None else free + objective.frozen_bytes + sum(tensor.nbytes for tensor in held)
     text = sentence(label, parts, device, total)
     if total is not None and sum(parts.values()) > total:
         raise MemoryError(f"{text}: {mend(needs, total)}")

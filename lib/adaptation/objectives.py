@@ -69,14 +69,12 @@ class PredictionObjective(ABC, Generic[Inputs]):
         mine: which tasks go through the model in this process; the others are for other ones (see `together`).
         shares: of the last evaluation, per task of `mine`: mean entropy, and entropy of the mean prediction, as a share
             of their largest possible value.
-        report: of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, that of the mean prediction
-            in the task where it is lowest.
 
     Raises:
         ValueError: if the objective is unknown.
     """
 
-    NOT_IN_KEYS = ("mine", "shares", "report", "_running", "rows_at_once", "frozen_bytes")
+    NOT_IN_KEYS = ("mine", "shares", "_running", "rows_at_once", "frozen_bytes")
 
     def __init__(
         self,
@@ -99,7 +97,6 @@ class PredictionObjective(ABC, Generic[Inputs]):
         self.batch, self.seed, self.rows_at_once, self.frozen_bytes = batch, seed, rows_at_once, frozen_bytes
         self.diversity = diversity if objective == "information-maximisation" else 0.0
         self.mine: Collection[int] = range(len(self.counts))
-        self.report: dict[str, float] = {}
         self.reset()
 
     @abstractmethod
@@ -146,13 +143,17 @@ class PredictionObjective(ABC, Generic[Inputs]):
                     if first:  # a second look at the same batch is no new evidence
                         self._running[task] = mean
             first = False
-            self.report = self.summary(self.shares)
             return torch.stack(losses).sum().item() if losses else 0.0, self.model.gradient
 
         return objective
 
-    def summary(self, shares: Mapping[int, Tensor]) -> dict[str, float]:
-        """What `report` says of the tasks that have `shares`; nothing of none."""
+    def report(self, shares: Mapping[int, Tensor] | None = None) -> dict[str, float]:
+        """Of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, the lowest of a mean prediction.
+
+        Args:
+            shares: those of all tasks, where other processes know some of them; by default this one's.
+        """
+        shares = self.shares if shares is None else shares
         if not shares:
             return {}
         single, marginal = torch.stack([shares[task] for task in sorted(shares)]).T

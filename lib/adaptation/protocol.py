@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 CHOICES = {
     "outer_sample": ("shared", "fresh"),
@@ -57,10 +57,9 @@ class Protocol:
         Raises:
             ValueError: naming the choice and what it may be.
         """
-        for field in fields(self):
-            value, known = getattr(self, field.name), CHOICES.get(field.name)
-            if known and value not in known:
-                raise ValueError(f"{field.name}={value!r}, expected one of {', '.join(map(repr, known))}")
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, known))}")
         if not self.l2 >= 0:
             raise ValueError(f"l2={self.l2}, expected 0 or a positive weight")
         if self.hypergradient == "exact" and (self.outer_sample, self.inner_gradient_at) != ("shared", "initial"):

@@ -48,16 +48,12 @@ class SharedObjective:
         objective: the whole one. A copy of it sees this process's tasks alone: every ranks-th, so that the processes'
             numbers of tasks differ by one at most.
         shard: this process's part of the vectors.
-
-    Attributes:
-        report: as the whole objective's, of all tasks.
     """
 
     def __init__(self, objective: PredictionObjective, shard: Shard) -> None:
         self.objective, self.shard = copy.copy(objective), shard
         self.objective.mine = range(shard.rank, len(objective.counts), shard.ranks)
         self.reset()
-        self.report: dict[str, float] = {}
 
     def __call__(self, step: int) -> Objective:
         """The objective on the batch of a step: theta [D] -> this process's loss, and its gradient [D]."""
@@ -65,12 +61,15 @@ class SharedObjective:
 
         def objective(theta: Tensor) -> tuple[float, Tensor]:
             loss, gradient = own(theta[:length])
-            shares = {task: share.cpu() for task, share in self.objective.shares.items()}
-            self.report = self.objective.summary(_joined(ranks.everyone(shares)))
             lacking = self.shard.layout.length - length  # empty blocks of a layout in parts
             return loss, torch.nn.functional.pad(gradient, (0, lacking)) if lacking else gradient
 
         return objective
+
+    def report(self) -> dict[str, float]:
+        """As the whole objective's, of all tasks; every process must ask."""
+        shares = {task: share.cpu() for task, share in self.objective.shares.items()}
+        return self.objective.report(_joined(ranks.everyone(shares)))
 
     def reset(self) -> None:
         """Forget an earlier run."""

@@ -95,7 +95,8 @@ def final_mask(
         ValueError: for an unknown kind.
     """
     if kind == "sample":
-        mask = sample_mask(logits, temperature, uniform(layout, seed_of("final mask", seed), 0).to(logits), layout)
+        noise = uniform(layout, seed_of("final mask", seed), 0, logits.dtype, logits.device)
+        mask = sample_mask(logits, temperature, noise, layout)
     elif kind == "hard":
         mask = (logits > 0).to(logits.dtype) * layout.inside(logits.device)
     elif kind == "expected":

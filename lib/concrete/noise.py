@@ -12,8 +12,8 @@ The element's part is a handful of 32-bit integer operations that every vector u
 [2^-24, 1 - 2^-24] symmetrically about 1/2, and never reaches 0 or 1: no clamping is needed before a logarithm.
 
 The mixers are SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195) and the low-bias 32-bit
-constants of Wellons (2018); `tests/test_noise.py` checks the distribution and the independence of neighbours, steps
-and seeds.
+constants of Wellons (2018); `tests/concrete/test_noise.py` checks the distribution and the independence of neighbours,
+steps and seeds.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ def odd_numbers(keys: Tensor, lanes: Tensor) -> Tensor:
     return _shift(bits, 8, 32) | 1
 
 
-def uniform(layout: Layout, seed: int, step: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Draw u ~ U(0, 1) for every element of a flat vector: [D], on the CPU."""
-    keys = block_keys(layout.length // layout.block, seed, step)
-    lanes = torch.arange(layout.block, dtype=torch.int32)
+def uniform(
+    layout: Layout, seed: int, step: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Draw u ~ U(0, 1) for every element of a flat vector: [D], the same bits on every device."""
+    keys = block_keys(layout.length // layout.block, seed, step, device=device)
+    lanes = torch.arange(layout.block, dtype=torch.int32, device=device)
     return (odd_numbers(keys, lanes).to(dtype) / STEPS).flatten()

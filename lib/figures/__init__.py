@@ -117,8 +117,8 @@ def draw_all(results: Path, out: Path, seed: int = 0) -> list[Path]:
         written.append(save(contact_sheet(sheet, rows), out / "contact_sheet.png"))
     for name, drawn in FIGURES.items():
         if (tables / f"{name}.csv").is_file():
-            seeds = seed_folders(results, name)
-            table = all_seeds(seeds, name) if drawn in ALL_SEEDS else load_table(tables / f"{name}.csv")
+            several = drawn in ALL_SEEDS
+            table = all_seeds(seed_folders(results, name), name) if several else load_table(tables / f"{name}.csv")
             written.append(save(drawn(table), out / f"{name}.png"))
     return written
 

@@ -34,7 +34,8 @@ def gains(table: Table, *by: str) -> Table:
     return grouped.mean().assign(std=grouped["gain"].std(ddof=1).fillna(0)).reset_index()
 
 
-def _look(objective: str) -> dict[str, object]:
+def look(objective: str) -> dict[str, object]:
+    """How an objective is drawn in `errorbar`."""
     number = list(NAMES).index(objective)
     colour = sns.color_palette("colorblind")[number]
     return {"color": colour, "marker": "os"[number], "label": NAMES[objective], "ms": 6, "capsize": 3}
@@ -44,14 +45,21 @@ def _zero(axes: Axes) -> None:
     axes.axhline(0, color="0.6", lw=1, zorder=0)
 
 
+def zero_and_labels(axes: Axes, label: str, title: str) -> None:
+    """A line at no gain, and what the axes show: an accuracy in percent, and the gain over it."""
+    _zero(axes)
+    percent_axis(axes, "x", label)
+    axes.set(ylabel=GAIN, title=title)
+
+
 def _categories(axes: Axes, rows: Table, column: str, order: Sequence[object], hollow: bool = False) -> None:
     """One error bar per objective at every category of a column."""
     for number, objective in enumerate(NAMES):
         own = rows[rows["objective"] == objective]
         places = [order.index(value) + (number - 0.5) * 0.2 for value in own[column]]
-        look = _look(objective) | ({"mfc": "white", "label": None} if hollow else {})
+        style = look(objective) | ({"mfc": "white", "label": None} if hollow else {})
         shift = 0.07 if hollow else 0.0
-        axes.errorbar([place + shift for place in places], own["gain"], own["std"], ls="", **look)
+        axes.errorbar([place + shift for place in places], own["gain"], own["std"], ls="", **style)
     labels = [f"{value:g}" if isinstance(value, (int, float)) else textwrap.fill(str(value), 16) for value in order]
     axes.set_xticks(range(len(order)), labels)
     axes.set_xlim(-0.5, len(order) - 0.5)
@@ -62,29 +70,25 @@ def _categories(axes: Axes, rows: Table, column: str, order: Sequence[object], h
 def _start(axes: Axes, table: Table) -> None:
     for objective, rows in gains(table, "objective", "scale").groupby("objective", sort=False):
         rows = rows.sort_values("scale")
-        axes.errorbar(rows["start"], rows["gain"], rows["std"], lw=1, **_look(objective))
+        axes.errorbar(rows["start"], rows["gain"], rows["std"], lw=1, **look(objective))
     for scale, rows in gains(table, "scale", "objective").groupby("scale"):
         top = (rows["gain"] + rows["std"]).max()
         axes.annotate(f"{scale:g}", (rows["start"].mean(), top), (0, 6), textcoords="offset points", ha="center")
-    percent_axis(axes, "x", "accuracy at the start (%)")
-    axes.set(ylabel=GAIN, title="Start, varied by the initial coefficient")
+    zero_and_labels(axes, "accuracy at the start (%)", "Start, varied by the initial coefficient")
     axes.margins(x=0.08, y=0.15)
     axes.legend(frameon=False, fontsize=8, loc="best")
-    _zero(axes)
 
 
 def _tasks(axes: Axes, table: Table) -> None:
     rows = gains(table, "objective", "scale", "task", "classes")
     shapes = dict(zip(sorted(rows["classes"].unique()), "o^sDvP" * 20, strict=False))
     for (objective, classes), own in rows.groupby(["objective", "classes"], sort=False):
-        look = {"color": _look(objective)["color"], "marker": shapes[classes], "alpha": 0.7, "s": 22, "lw": 0}
-        axes.scatter(own["start"], own["gain"], **look)
+        style = {"color": look(objective)["color"], "marker": shapes[classes], "alpha": 0.7, "s": 22, "lw": 0}
+        axes.scatter(own["start"], own["gain"], **style)
     for classes, shape in shapes.items():
         axes.scatter([], [], color="0.4", marker=shape, s=22, label=f"{classes} classes")
-    percent_axis(axes, "x", "the task's accuracy at the start (%)")
-    axes.set(ylabel=GAIN, title="The same, task by task")
+    zero_and_labels(axes, "the task's accuracy at the start (%)", "The same, task by task")
     axes.legend(frameon=False, fontsize=8)
-    _zero(axes)
 
 
 def _diversity(axes: Axes, table: Table) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.figures.failures import GAIN, NAMES, gains
+from lib.figures.failures import gains, look, zero_and_labels
 from lib.figures.merging import results
-from lib.figures.plotting import new_figure, percent_axis, seed_count
+from lib.figures.plotting import new_figure, seed_count
 
 Table = pd.DataFrame
-
-MARKERS = "osD^vP"
 
 
 def real_images(table: Table) -> Figure:
@@ -35,24 +32,18 @@ def weak_experts(table: Table) -> Figure:
     return figure
 
 
-def _look(objective: str) -> dict[str, object]:
-    number = list(NAMES).index(objective)
-    return {"color": sns.color_palette("colorblind")[number], "marker": MARKERS[number]}
-
-
 def _over_checkpoints(axes: Axes, table: Table) -> None:
     """A line per objective through the checkpoints, each named by its steps and how good its experts are."""
     points = gains(table, "objective", "after")
     for objective, rows in points.groupby("objective", sort=False):
-        style = {**_look(objective), "label": NAMES[objective], "lw": 1, "ms": 6, "capsize": 3}
-        axes.errorbar(rows["start"], rows["gain"], rows["std"], **style)
+        axes.errorbar(rows["start"], rows["gain"], rows["std"], lw=1, **look(objective))
     experts = 100 * table.groupby("after")["expert_accuracy"].mean()
     for after, rows in points.groupby("after"):
         place = rows["start"].mean(), (rows["gain"] + rows["std"]).max()
         text = f"{after:g} steps\nexperts {experts[after]:.0f} %"
         axes.annotate(text, place, (0, 7), textcoords="offset points", ha="center", fontsize=8, color="0.3")
     axes.margins(x=0.14, y=0.25)
-    _zero_and_labels(axes, "accuracy of Task Arithmetic, the start (%)", "Mean over tasks")
+    zero_and_labels(axes, "accuracy of Task Arithmetic, the start (%)", "Mean over tasks")
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 
@@ -62,15 +53,10 @@ def _task_by_task(axes: Axes, table: Table) -> None:
     stages = sorted(points["after"].unique())
     for (objective, after), rows in points.groupby(["objective", "after"], sort=False):
         size = 14 + 18 * stages.index(after)
-        axes.scatter(rows["start"], rows["gain"], s=size, alpha=0.65, lw=0, **_look(objective))
+        style = {name: look(objective)[name] for name in ("color", "marker")}
+        axes.scatter(rows["start"], rows["gain"], s=size, alpha=0.65, lw=0, **style)
     for stage in (stages[0], stages[-1]):
         size = 14 + 18 * stages.index(stage)
         axes.scatter([], [], s=size, color="0.5", marker="o", lw=0, label=f"{stage:g} steps")
-    _zero_and_labels(axes, "the task's accuracy at the start (%)", "Task by task")
+    zero_and_labels(axes, "the task's accuracy at the start (%)", "Task by task")
     axes.legend(frameon=False, fontsize=8, loc="best")
-
-
-def _zero_and_labels(axes: Axes, label: str, title: str) -> None:
-    axes.axhline(0, color="0.6", lw=1, zorder=0)
-    percent_axis(axes, "x", label)
-    axes.set(ylabel=GAIN, title=title)

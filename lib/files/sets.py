@@ -72,18 +72,27 @@ class Source:
         """Whether there are files of a split."""
         return any(self.folder.glob(f"{split}-*.parquet"))
 
+    def files(self, split: str) -> list[Path]:
+        """The files of a split, in order.
+
+        Raises:
+            DataError: if there are none.
+        """
+        found = sorted(self.folder.glob(f"{split}-*.parquet"))
+        if not found:
+            raise DataError(f"{self.folder}: no file {split}-*.parquet; a set needs it, copy it there")
+        return found
+
     def counts(self, split: str) -> dict[Path, int]:
-        """The files of a split in order, and how many rows each has.
+        """How many rows each file of a split has.
 
         Raises:
             DataError: if there are none, or one cannot be read.
         """
         counts = {}
-        for path in sorted(self.folder.glob(f"{split}-*.parquet")):
+        for path in self.files(split):
             with opened(path) as file:
                 counts[path] = file.metadata.num_rows
-        if not counts:
-            raise DataError(f"{self.folder}: no file {split}-*.parquet; a set needs it, copy it there")
         return counts
 
     def row(self, split: str, row: int) -> str:
@@ -109,7 +118,7 @@ class Source:
         from datasets import Features  # here, not above: importing it takes long
 
         classes: tuple[str, ...] = ()
-        for path in self.counts(split):
+        for path in self.files(split):
             with opened(path) as file:
                 features = Features.from_arrow_schema(file.schema_arrow)
             present = [name for name in names if name in features]
@@ -125,7 +134,7 @@ class Source:
 
     def values(self, split: str, column: str) -> Iterator[object]:
         """One column of a split, row by row, images as they are stored."""
-        for path in self.counts(split):
+        for path in self.files(split):
             with opened(path) as file:
                 for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
                     yield from batch.column(0).to_pylist()

@@ -1,6 +1,6 @@
-"""Statistics of a task's images that data-dependent fusion needs: diagonal Fisher information and Gram matrices.
+"""Gram matrices of what the layers of any model read, which RegMean needs.
 
-All of it is computed at a point theta of R^D without moving the model there: `torch.func.functional_call` lends the
+They are computed at a point theta of R^D without moving the model there: `torch.func.functional_call` lends the
 module its parameters for one pass.
 """
 

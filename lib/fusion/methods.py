@@ -21,7 +21,6 @@ class FusionMethod:
         reference: authors and year.
         paper: link.
         needs_data: whether it needs images of the tasks.
-        needs_labels: whether it needs their labels too.
         merge: the function itself.
     """
 
@@ -29,7 +28,6 @@ class FusionMethod:
     reference: str
     paper: str
     needs_data: bool
-    needs_labels: bool
     merge: Callable[..., Tensor]
 
 
@@ -37,7 +35,7 @@ METHODS: dict[str, FusionMethod] = {}
 
 
 def fusion_method(
-    name: str, reference: str, paper: str, *, needs_data: bool = False, needs_labels: bool = False
+    name: str, reference: str, paper: str, *, needs_data: bool = False
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register `merge(theta0: [D], task_vectors: [T, D], layout, *, ...) -> [D]`; what it is given is checked first."""
 
@@ -47,7 +45,7 @@ def fusion_method(
             check_task_vectors(theta0, task_vectors, layout)
             return merge(theta0, task_vectors, layout, **hyperparameters)
 
-        METHODS[merge.__name__] = FusionMethod(name, reference, paper, needs_data, needs_labels, checked)
+        METHODS[merge.__name__] = FusionMethod(name, reference, paper, needs_data, checked)
         return checked
 
     return register

@@ -15,10 +15,8 @@ import pandas as pd
 
 from lib.files.sets import DataError, Source, compare, find_source
 from lib.files.splits import SPLITS, choose_rows
-from lib.language.registry import TextTask
+from lib.language.registry import HUB, TextTask
 from lib.runtime.keys import key_of
-
-HUB = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from lib.language.objective import model_inputs
 from lib.language.registry import TextTask
 from lib.language.scoring import score
-from lib.language.t5 import T5
-from lib.language.tokens import IGNORED
+from lib.language.tokens import IGNORED, PADDING, Tokenizer
 from lib.runtime.device import Runtime
+
+AT_ONCE = 128  # prompts that are answered together
 
 
 def in_batches(rows: Tensor, size: int, read: Callable[[Tensor], list]) -> list:
@@ -23,18 +24,20 @@ def in_batches(rows: Tensor, size: int, read: Callable[[Tensor], list]) -> list:
         size: rows per batch.
         read: takes int64 [B], returns B results.
     """
-    order = (rows != 0).sum(1).argsort(stable=True)
+    order = (rows != PADDING).sum(1).argsort(stable=True)
     results = [result for batch in order.split(size) for result in read(batch)]
-    return [result for _, result in sorted(zip(order.tolist(), results, strict=True), key=lambda pair: pair[0])]
+    return [results[place] for place in order.argsort().tolist()]
 
 
 @torch.no_grad()
-def generate(module: nn.Module, t5: T5, prompts: Tensor, runtime: Runtime, length: int, batch: int = 128) -> list[str]:
+def generate(
+    module: nn.Module, tokenizer: Tokenizer, prompts: Tensor, runtime: Runtime, length: int, batch: int = AT_ONCE
+) -> list[str]:
     """The model's answers by greedy decoding.
 
     Args:
         module: T5, with or without an adapter.
-        t5: holds the tokenizer.
+        tokenizer: makes texts of numbers.
         prompts: int32 [N, L].
         runtime: device and precision.
         length: tokens of an answer at most; longer answers are cut.
@@ -46,25 +49,24 @@ def generate(module: nn.Module, t5: T5, prompts: Tensor, runtime: Runtime, lengt
             found = module.generate(
                 **model_inputs(prompts[rows], runtime.device), max_new_tokens=length, do_sample=False, num_beams=1
             )
-        return t5.tokenizer.batch_decode(found, skip_special_tokens=True)
+        return tokenizer.inner.batch_decode(found, skip_special_tokens=True)
 
     return in_batches(prompts, batch, answer)
 
 
 @torch.no_grad()
 def respond(
-    module: nn.Module, t5: T5, prompts: Tensor, targets: Tensor, runtime: Runtime, length: int, batch: int = 128
+    module: nn.Module, tokenizer: Tokenizer, prompts: Tensor, targets: Tensor, runtime: Runtime, length: int
 ) -> tuple[list[str], float]:
     """The answers as in `generate`, and how far the model was from the targets; prompts are read once for both.
 
     Args:
         module: T5, with or without an adapter.
-        t5: holds the tokenizer.
+        tokenizer: makes texts of numbers.
         prompts: int32 [N, L].
         targets: int32 [N, M], padded with -100.
         runtime: device and precision.
         length: tokens of an answer at most; longer answers are cut.
-        batch: prompts at a time.
 
     Returns:
         N answers, and the mean cross-entropy (nats) of the targets' tokens: of each target the mean over its own,
@@ -79,33 +81,33 @@ def respond(
             logits = module(**read, labels=labels).logits.float()
         each = nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=IGNORED)
         losses = each.sum(1) / (labels != IGNORED).sum(1)
-        return list(zip(t5.tokenizer.batch_decode(found, skip_special_tokens=True), losses.tolist(), strict=True))
+        return list(zip(tokenizer.inner.batch_decode(found, skip_special_tokens=True), losses.tolist(), strict=True))
 
-    answers, losses = zip(*in_batches(prompts, batch, answer), strict=True)
+    answers, losses = zip(*in_batches(prompts, AT_ONCE, answer), strict=True)
     return list(answers), sum(losses) / len(losses)
 
 
 def answer_accuracy(
-    task: TextTask, t5: T5, prompts: Tensor, targets: Sequence[str], runtime: Runtime
+    task: TextTask, tokenizer: Tokenizer, prompts: Tensor, targets: Sequence[str], runtime: Runtime
 ) -> Callable[[nn.Module], float]:
     """What scores the answers of a model on the way, for its learning curve.
 
     Args:
         task: says how answers are scored.
-        t5: holds the tokenizer.
+        tokenizer: makes texts of numbers.
         prompts: int32 [N, L].
         targets: N answers that would be right.
         runtime: device and precision.
     """
 
     def accuracy(module: nn.Module) -> float:
-        answers = generate(module, t5, prompts, runtime, answer_length(task, t5))
+        answers = generate(module, tokenizer, prompts, runtime, answer_length(task, tokenizer))
         return score(task, answers, targets)["accuracy"]
 
     return accuracy
 
 
-def answer_length(task: TextTask, t5: T5) -> int:
+def answer_length(task: TextTask, tokenizer: Tokenizer) -> int:
     """Tokens that the longest answer to a task takes, its end included."""
-    targets = t5.tokenizer(list(task.words) or ["0.0", "5.0"]).input_ids
+    targets = tokenizer.inner(list(task.words) or ["0.0", "5.0"]).input_ids
     return max(map(len, targets))

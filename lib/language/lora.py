@@ -94,15 +94,11 @@ def save_adapter(model: PeftModel, adapter: Mapping[str, Tensor], folder: Path) 
     """Write an adapter as peft writes it: `adapter_config.json` and `adapter_model.safetensors`.
 
     Args:
-        model: the model that it belongs to; it is left with these parameters.
+        model: the model that it belongs to.
         adapter: the model's own parameter names -> tensors.
         folder: where to; made when needed.
     """
-    own = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, tensor in adapter.items():
-            own[name].data = tensor.detach().clone()
-    model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(folder, state_dict=dict(adapter))
     return folder
 
 

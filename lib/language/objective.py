@@ -59,7 +59,7 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
             if rows.dtype != torch.int32 or rows.dim() != 2 or len(rows) == 0:
                 raise ValueError(f"prompts of task {number} are {rows.dtype} {list(rows.shape)}, expected int32 [N, L]")
         if runtime.device == "cpu":
-            options = {"rows_at_once": 1} | options
+            options["rows_at_once"] = options.get("rows_at_once") or 1
         super().__init__(model, runtime, [len(rows) for rows in prompts], classes, **options)
         self.prompts = list(prompts)
 

@@ -47,6 +47,7 @@ class TextTask:
 
 
 _KNOWN = read_registry(TABLES / "texts.toml", TextTask)
+HUB = "nyu-mll/glue"
 GLUE: dict[str, TextTask] = {name: task for name, task in _KNOWN.items() if task.glue}
 DRAWN: dict[str, TextTask] = {name: task for name, task in _KNOWN.items() if not task.glue}
 

@@ -30,10 +30,6 @@ class T5:
     model: T5ForConditionalGeneration
     tokenizer: PreTrainedTokenizerBase
 
-    def determines(self) -> dict[str, object]:
-        """For keys: the model and what its tokenizer makes of texts."""
-        return {"model": self.model, "words": sorted(self.tokenizer.get_vocab().items())}  # it has no order of its own
-
 
 def load_t5(source: str = "") -> T5:
     """Load a model and its tokenizer.

@@ -29,16 +29,16 @@ class Checkpoint:
         except Exception as error:
             raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
 
-    def save(self, state: Callable[[], dict], force: bool = False) -> None:
-        """Save `state()` when more than `every` seconds passed since the last time, or at once with `force`."""
-        if self.path is None or not self._due(force):
+    def save(self, state: Callable[[], dict]) -> None:
+        """Save `state()` when more than `every` seconds passed since the last time."""
+        if self.path is None or not self._due():
             return
         whole = state()
         self._write(whole)
         self._last = time.monotonic()
 
-    def _due(self, force: bool) -> bool:
-        return force or time.monotonic() - self._last >= self.every
+    def _due(self) -> bool:
+        return time.monotonic() - self._last >= self.every
 
     def _write(self, state: dict) -> None:
         with atomic_path(self.path) as temporary:
@@ -58,8 +58,8 @@ class SharedCheckpoint(Checkpoint):
         """As one process does; whether there is a file is seen by the first."""
         return super().load() if ranks.of_first(self.path.is_file()) else None
 
-    def _due(self, force: bool) -> bool:
-        return ranks.of_first(super()._due(force))
+    def _due(self) -> bool:
+        return ranks.of_first(super()._due())
 
     def _write(self, state: dict) -> None:
         if ranks.number() == 0:

@@ -102,7 +102,7 @@ def content(value: object, _within: tuple[int, ...] = ()) -> object:
         return ["mapping", [[inside(name), inside(part)] for name, part in value.items()]]
     if isinstance(value, Set):
         return ["set", sorted(map(json.dumps, map(inside, value)))]
-    if isinstance(value, Sequence | range):
+    if isinstance(value, Sequence):
         return [inside(part) for part in value]
     if isinstance(value, torch.dtype | torch.device | Path):
         return str(value)
@@ -144,7 +144,7 @@ def _of_callable(value: Callable, inside: Callable[[object], object]) -> object:
     cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
     found["closure"] = {name: inside(cell.cell_contents) for name, cell in cells}
     found["defaults"] = [inside(value.__defaults__), inside(value.__kwdefaults__)]
-    if not where and value.__module__ == "__main__":
+    if value.__module__ == "__main__":
         used = {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
         found["globals"] = {name: _of_global(part, inside) for name, part in used.items()}
     return found

@@ -1,4 +1,4 @@
-"""What a notebook opens: a profile, its workspace, its tables; and how notebooks are run and published."""
+"""What a notebook opens: a profile, its workspace, its tables."""
 
 from lib.runtime.index import index
 

@@ -118,9 +118,10 @@ def _revisions(profile: Profile, data_root: str) -> Iterator[tuple[str, str]]:
 def _hub_sets(profile: Profile) -> Iterator[str]:
     """The hub's names of the tasks' sets."""
     if isinstance(profile, LanguageProfile):
-        from lib.language.registry import GLUE
+        from lib.language.registry import GLUE, HUB
 
-        yield from ["nyu-mll/glue"] * any(task in GLUE for task in profile.task_names)
+        if any(task in GLUE for task in profile.task_names):
+            yield HUB
     else:
         from lib.vision.registry import REGISTRY
 

@@ -22,14 +22,12 @@ from lib.language.scoring import score
 from lib.language.t5 import T5, load_t5
 from lib.language.tokens import Tokenizer, Tokens, tokenise
 from lib.runtime.keys import digest
-from lib.runtime.rng import batch_indices
 from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
-from lib.study.workspace import Workspace
+from lib.study.workspace import Table, Workspace
 from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
 
-Table = pd.DataFrame
 GRADES = 6  # a graded task's answers begin with one of the digits 0 to 5
 
 
@@ -48,6 +46,11 @@ class LanguageWorkspace(Workspace):
     def t5(self) -> T5:
         """The pre-trained model and its tokenizer."""
         return load_t5(self.study.profile.model)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, for texts and their token numbers."""
+        return Tokenizer(self.t5.tokenizer)
 
     @cached_property
     def adapted(self) -> PeftModel:
@@ -117,8 +120,7 @@ class LanguageWorkspace(Workspace):
         """The same as token numbers."""
         if (split, task) not in self._tokens:
             examples, length = self.examples(split, task), self.study.profile.max_length
-            call = self.study.remember(tokenise)
-            self._tokens[split, task] = call(examples, Tokenizer(self.t5.tokenizer), max_length=length)
+            self._tokens[split, task] = self.study.remember(tokenise)(examples, self.tokenizer, max_length=length)
         return self._tokens[split, task]
 
     def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
@@ -153,7 +155,7 @@ class LanguageWorkspace(Workspace):
     def validation_accuracy(self, task: str) -> Callable[[nn.Module], float]:
         """Score of the answers to validation texts of a task."""
         prompts, targets = self.inputs("validation", task), self.examples("validation", task).targets
-        return answer_accuracy(self.tasks[task], self.t5, prompts, targets, self.study.runtime)
+        return answer_accuracy(self.tasks[task], self.tokenizer, prompts, targets, self.study.runtime)
 
     @property
     def trained(self) -> tuple[FlatModel, Tensor]:
@@ -207,25 +209,19 @@ class LanguageWorkspace(Workspace):
         for split in splits or ("test",):
             for name in tasks or self.tasks:
                 prompts, targets = self.inputs(split, name, corruption)[:limit], self.examples(split, name).targets
-                wanted, length = self.tokens(split, name).targets[:limit], answer_length(self.tasks[name], self.t5)
-                answers, loss = respond(module, self.t5, prompts, wanted, self.study.runtime, length)
+                wanted = self.tokens(split, name).targets[:limit]
+                length = answer_length(self.tasks[name], self.tokenizer)
+                answers, loss = respond(module, self.tokenizer, prompts, wanted, self.study.runtime, length)
                 scores = score(self.tasks[name], answers, targets[: len(prompts)]) | {"loss": loss}
                 rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
         return pd.DataFrame(rows)[[*COLUMNS, "invalid"]]
-
-    def sample(self, task: str, texts: int) -> Tensor:
-        """Some training prompts of a task, those that statistics are taken on: int32 [N, L]."""
-        prompts = self.inputs("train", task)
-        return prompts[batch_indices(len(prompts), texts, 0, "statistics", task, self.study.seed)]
 
     def fisher(self, *, texts: int = 64, signs: int = 1) -> Tensor:
         """Diagonal Fisher information of every expert on its training prompts [T, D]: see `diagonal_fisher`."""
         options = {"signs": signs, "seed": self.study.seed}
         points = zip(self.tasks, self.task_vectors, strict=True)
         compute = self.study.remember(diagonal_fisher)
-        found = [
-            compute(self.model, self.theta0 + vector, self.sample(name, texts), **options) for name, vector in points
-        ]
+        found = [compute(self.model, self.theta0 + own, self.sample(name, texts), **options) for name, own in points]
         return torch.stack(found).to(self.theta0)
 
     def grams(self, *, texts: int = 256) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from lib.runtime.processes import side_by_side
 from lib.runtime.store import NotMade, Store, circumstances, made_by, only_looking
 from lib.study.inputs import difference, inputs_of, label_of
 from lib.study.profiles import PROFILES, SETTINGS, Profile, Settings, VisionProfile, field_names, get_profile
-from lib.study.tables import all_seeds, load_table, save_table, seed_folders
+from lib.study.tables import all_seeds, load_seeds, load_table, save_table, seed_folders
 
 Arguments, Result, Item = ParamSpec("Arguments"), TypeVar("Result"), TypeVar("Item")
 _OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
@@ -130,12 +130,12 @@ class Study:
     def _save(self, table: pd.DataFrame, name: str) -> None:
         about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
         with exclusive(self.results):  # another notebook may be saving at the same time
-            self.refuse_other_inputs()
+            inputs = self.refuse_other_inputs()
             save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
             old = self._about()
             noted = {
                 "parameters": asdict(self.profile),
-                "inputs": old.get("inputs", {}) | inputs_of(self.profile, self.data_root),
+                "inputs": old.get("inputs", {}) | inputs,
                 "lineage": self.profile.lineage,
                 "seed": self.seed,
                 **noted,
@@ -148,18 +148,19 @@ class Study:
         path = self.results / "about.json"
         return json.loads(path.read_text()) if path.is_file() else {}
 
-    def refuse_other_inputs(self) -> None:
-        """Let no table of other data or experts stand beside those that are there.
+    def refuse_other_inputs(self) -> dict[str, object]:
+        """The study's inputs; no table of other data or experts may stand beside those that are there.
 
         Raises:
             ValueError: naming the first input that differs.
         """
-        noted = self._about().get("inputs", {})
-        if noted and (other := difference(noted, inputs_of(self.profile, self.data_root))):
+        inputs = inputs_of(self.profile, self.data_root)
+        if other := difference(self._about().get("inputs", {}), inputs):
             raise ValueError(
                 f"the tables in {self.results} were made from other inputs ({other}): move that folder away to make "
                 "new ones, or bring the old inputs back"
             )
+        return inputs
 
     def save_image(self, image: Image.Image, name: str) -> Path:
         """Save a picture as PNG beside the tables, from which figures are drawn."""
@@ -193,10 +194,7 @@ class Study:
 
     def load_seeds(self, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
         """The named tables of every seed that has all of them, see `folders`: seed -> name -> table."""
-        return {
-            seed: {name: load_table(folder / f"{name}.csv") for name in names}
-            for seed, folder in self.folders(*names).items()
-        }
+        return load_seeds(self.folders(*names), *names)
 
     def full(self, name: str) -> pd.DataFrame:
         """The same table from the full run, the tables of all its seeds under each other; says in one line what it is.

@@ -39,12 +39,9 @@ def seed_folders(results: Path, *names: str) -> dict[int, Path]:
     return {seed: folders[seed] for seed in whole}
 
 
-def load_seeds(results: Path, *names: str) -> dict[int, dict[str, pd.DataFrame]]:
-    """The named tables of every seed below `results` that has all of them: seed -> name -> table."""
-    return {
-        seed: {name: load_table(folder / f"{name}.csv") for name in names}
-        for seed, folder in seed_folders(results, *names).items()
-    }
+def load_seeds(folders: Mapping[int, Path], *names: str) -> dict[int, dict[str, pd.DataFrame]]:
+    """The named tables of some seeds, each in its folder (see `seed_folders`): seed -> name -> table."""
+    return {seed: {name: load_table(path / f"{name}.csv") for name in names} for seed, path in folders.items()}
 
 
 def all_seeds(folders: Mapping[int, Path], name: str) -> pd.DataFrame:

@@ -82,6 +82,8 @@ class VisionWorkspace(Workspace):
 
     def with_head(self, kind: str) -> VisionWorkspace:
         """The same study on the same images with heads of another kind: see the profile's `head`."""
+        if kind == self.study.profile.head:
+            return self
         study = replace(self.study, profile=replace(self.study.profile, head=kind))
         return replace(self, study=study)
 
@@ -237,26 +239,16 @@ class VisionWorkspace(Workspace):
                 rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def sample(self, task: str, images: int) -> tuple[Tensor, Tensor]:
-        """Some training images of a task and their labels, those that statistics are taken on: all methods see them.
-
-        Args:
-            task: its name.
-            images: how many, drawn without replacement; at most all.
-
-        Returns:
-            uint8 [N, 3, H, W] and int64 [N].
-        """
-        train = self.split("train")[task]
-        rows = batch_indices(len(train.images), images, 0, "statistics", task, self.study.seed)
-        return train.images[rows], train.labels[rows]
+    def _statistics(self, task: str) -> batch_norm.Statistics:
+        """An expert's running statistics; where there is no BatchNorm, it is not read for them."""
+        return self.expert(task).statistics if batch_norm.batch_norms(self.model.module) else {}
 
     def fisher(self, *, images: int = 128, signs: int = 1) -> Tensor:
         """Diagonal Fisher information of every expert on training images of its task [T, D]: see `diagonal_fisher`."""
         found = []
         for task, vector in zip(self.tasks, self.task_vectors, strict=True):
-            given = self.model, self.theta0 + vector, self.heads[task], self.sample(task, images)[0]
-            options = {"signs": signs, "seed": self.study.seed, "statistics": self.expert(task).statistics}
+            given = self.model, self.theta0 + vector, self.heads[task], self.sample(task, images)
+            options = {"signs": signs, "seed": self.study.seed, "statistics": self._statistics(task)}
             found.append(self.study.remember(diagonal_fisher)(*given, self.backbone.preprocess, **options))
         return torch.stack(found).to(self.theta0)
 
@@ -268,14 +260,14 @@ class VisionWorkspace(Workspace):
         """
         found = []
         for task, vector in zip(self.tasks, self.task_vectors, strict=True):
-            pixels, statistics = self.sample(task, images)[0], self.expert(task).statistics
-            given = self.model, self.theta0 + vector, pixels, self.backbone.preprocess, self.study.runtime
-            found.append(self.study.remember(input_grams)(*given, statistics=statistics))
+            given = self.model, self.theta0 + vector, self.sample(task, images), self.backbone.preprocess
+            call = self.study.remember(input_grams)
+            found.append(call(*given, self.study.runtime, statistics=self._statistics(task)))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
 
     def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
         """What `regmean_plus_plus` needs on as many images per task: `groups` of layers, and `grams_at`."""
-        pixels = [self.sample(task, images)[0] for task in self.tasks]
+        pixels = [self.sample(task, images) for task in self.tasks]
 
         def grams_at(task: int, theta: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
             if batch_norm.batch_norms(self.model.module):

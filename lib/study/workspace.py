@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lib.adaptation.objectives import PredictionObjective
 from lib.fusion import weight_averaging
 from lib.runtime.keys import digest
+from lib.runtime.rng import batch_indices
 from lib.study.setting import HeldOut, Setting
 from lib.study.study import Study
 from lib.vectors.fine_tuning import Expert, fine_tune
@@ -80,6 +81,11 @@ class Workspace(ABC):
     @abstractmethod
     def validation_accuracy(self, task: str) -> Callable[[nn.Module], float]:
         """The score on validation examples of a task, for learning curves."""
+
+    def sample(self, task: str, rows: int) -> Tensor:
+        """Some training inputs of a task, on which statistics are taken, the same for all methods; at most all."""
+        inputs = self.inputs("train", task)
+        return inputs[batch_indices(len(inputs), rows, 0, "statistics", task, self.study.seed)]
 
     @property
     def trained(self) -> tuple[FlatModel, Tensor]:
@@ -218,8 +224,8 @@ class Workspace(ABC):
         return HeldOut(accuracy, average, self.scored(**where))
 
     def _objective_options(self, setting: Setting) -> dict[str, object]:
-        most = self.study.profile.micro_batch
-        return ({"rows_at_once": most} if most else {}) | {
+        return {
+            "rows_at_once": self.study.profile.micro_batch,
             "batch": setting.batch,
             "seed": self.study.seed,
             "objective": setting.objective,

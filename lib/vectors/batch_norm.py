@@ -41,13 +41,18 @@ def batch_norms(module: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-def statistics(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of all running statistics, named as in the module's state dict; {} without BatchNorm."""
+def _running(module: nn.Module) -> dict[str, Tensor]:
+    """All running statistics themselves, named as in the module's state dict."""
     return {
-        f"{name}.{buffer}" if name else buffer: value.clone()
+        f"{name}.{buffer}" if name else buffer: value
         for name, part in batch_norms(module).items()
         for buffer, value in part.named_buffers(recurse=False)
     }
+
+
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all running statistics, named as in the module's state dict; {} without BatchNorm."""
+    return {name: value.clone() for name, value in _running(module).items()}
 
 
 def load_statistics(module: nn.Module, given: Statistics) -> None:
@@ -56,7 +61,7 @@ def load_statistics(module: nn.Module, given: Statistics) -> None:
     Raises:
         ValueError: if they are not those of this module.
     """
-    own = {name: value for name, value in module.named_buffers() if name in statistics(module)}
+    own = _running(module)
     if own.keys() != given.keys():
         odd = sorted(own.keys() ^ given.keys())[0]
         raise ValueError(f"running statistics '{odd}' are in the model or in what was given, but not in both")

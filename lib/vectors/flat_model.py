@@ -57,7 +57,7 @@ class FlatModel:
 
     def initial(self) -> Tensor:
         """A flat copy of the module's present parameters: theta [D]."""
-        return self.layout.flatten(self._parameters).to(self.gradient.device)
+        return self.layout.flatten(self._parameters, out=torch.zeros_like(self.gradient))
 
     def move_to(self, theta: Tensor) -> nn.Module:
         """Place the module at theta [D] (no copy: the parameters are views of it) and set the gradient to zero.

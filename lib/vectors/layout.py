@@ -88,9 +88,8 @@ class Layout:
         starts = torch.tensor(self.offsets)
         return torch.repeat_interleave(torch.arange(self.layers), starts.diff() // self.block).to(device)
 
-    @lru_cache(maxsize=8)  # noqa: B019
     def inside(self, device: torch.device | str = "cpu") -> Tensor:
-        """1 where the flat vector holds a parameter, 0 in the padding: float32 [D], shared by all callers."""
+        """1 where the flat vector holds a parameter, 0 in the padding: float32 [D]."""
         mark = torch.zeros(self.length, device=device)
         for start, size in zip(self.offsets, self.sizes, strict=False):
             mark[start : start + size] = 1
@@ -153,13 +152,17 @@ class Layout:
             view.copy_(parameters[name].detach())
         return flat
 
+    @cached_property
+    def _types(self) -> dict[str, torch.dtype]:
+        return dict(zip(self.names, self.dtypes, strict=False))
+
     def check_type(self, name: str, dtype: torch.dtype) -> None:
         """A layer of an expert must come in the type of the pre-trained one.
 
         Raises:
             ValueError: if it does not: its rounding would pass for fine-tuning.
         """
-        expected = dict(zip(self.names, self.dtypes, strict=False)).get(name, dtype)
+        expected = self._types.get(name, dtype)
         if dtype != expected:
             mend = "save both in one type, or convert it and accept that its rounding is merged too"
             raise ValueError(f"layer '{name}' is {dtype}, the pre-trained one {expected}: {mend}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import re
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lib.runtime.parameters import closest
 from lib.runtime.rng import seed_of
 from lib.vision.models import Backbone, Preprocess, load_clip
 
@@ -75,8 +75,7 @@ def parse(source: str) -> tuple[str, dict[str, object]]:
         form = "timm:NAME or timm:NAME(option=value, ...)"
         raise ValueError(f"model '{source}' cannot be read: write {form} with plain values") from None
     if not timm.is_model(found["name"].partition(".")[0]):
-        near = difflib.get_close_matches(found["name"], timm.list_models(), n=1)
-        raise ValueError(f"timm knows no model '{found['name']}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+        raise ValueError(f"timm knows no model '{found['name']}'{closest(found['name'], timm.list_models())}")
     return found["name"], options
 
 

@@ -1,4 +1,4 @@
-"""Backbones, CLIP through open_clip among them: loading, preprocessing, and the frozen heads of the tasks."""
+"""Backbones, CLIP through open_clip among them: loading and preprocessing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lib.runtime.device import Runtime
 from lib.runtime.disk import ROOT
+from lib.runtime.keys import key_of
 from lib.runtime.rng import seed_of
 
 TINY_CLIP = ROOT / "data" / "tiny_clip"
@@ -64,10 +65,11 @@ class Clip(Backbone):
     tokenizer: open_clip.HFTokenizer | open_clip.SimpleTokenizer
 
     def determines(self) -> dict[str, object]:
-        """For keys: the model and what its tokenizer makes of texts."""
+        """For keys: the model and what its tokenizer makes of texts, a hash of a megabyte."""
         inner = getattr(self.tokenizer, "tokenizer", None)  # of transformers; else open_clip's own
         words = inner.backend_tokenizer.to_str() if inner is not None else self.tokenizer.encoder
-        return {"model": self.model, "preprocess": self.preprocess, "image_size": self.image_size, "words": words}
+        told = {"model": self.model, "preprocess": self.preprocess, "image_size": self.image_size}
+        return told | {"words": key_of({"words": words})}
 
     @property
     def visual(self) -> nn.Module:

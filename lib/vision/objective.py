@@ -14,7 +14,7 @@ from lib.vectors.batch_norm import batch_norms, batch_statistics
 from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import gather, shifted
 from lib.vision.models import Preprocess
-from lib.vision.scoring import image_features, score
+from lib.vision.scoring import image_features, score, unit_features
 
 CPU_PIXELS = 1_000_000  # pixels per pass on a CPU: 20 images of 224 x 224; what lies between layers then stays small
 
@@ -75,10 +75,10 @@ class ImageObjective(PredictionObjective[Tensor]):
 
     def logits(self, module: nn.Module, inputs: Tensor, rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
         """One [B_t, C_t] per task."""
-        with self.runtime.autocast(), batch_statistics(module):
-            features = module(inputs)
-        features = torch.nn.functional.normalize(features.float(), dim=-1).split([len(own) for own in rows.values()])
-        return [own @ self.heads[task].T for own, task in zip(features, rows, strict=True)]
+        with batch_statistics(module):
+            features = unit_features(module, inputs, self.runtime)
+        parts = features.split([len(own) for own in rows.values()])
+        return [own @ self.heads[task].T for own, task in zip(parts, rows, strict=True)]
 
 
 def image_loss(
@@ -108,9 +108,7 @@ def image_loss(
     def loss_at(encoder: nn.Module, step: int) -> Tensor:
         rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
         pixels = preprocess(shifted(gather([images], [rows], runtime.device), 2, task, seed, step))
-        with runtime.autocast():
-            features = encoder(pixels)
-        logits = torch.nn.functional.normalize(features.float(), dim=-1) @ head.T
+        logits = unit_features(encoder, pixels, runtime) @ head.T
         return torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
 
     return loss_at

@@ -9,18 +9,21 @@ from lib.runtime.device import Runtime
 from lib.vision.models import Preprocess
 
 
+def unit_features(encoder: nn.Module, inputs: Tensor, runtime: Runtime) -> Tensor:
+    """Normalised features of preprocessed images: float32 [N, width]."""
+    with runtime.autocast():
+        features = encoder(inputs)
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
 @torch.no_grad()
 def image_features(
     encoder: nn.Module, pixels: Tensor, preprocess: Preprocess, runtime: Runtime, batch: int = 256
 ) -> Tensor:
     """Normalised features of uint8 images: [N, 3, H, W] -> float32 [N, width] on the CPU."""
     encoder.eval()
-    parts = []
-    for rows in pixels.split(batch):
-        with runtime.autocast():
-            features = encoder(preprocess(rows.to(runtime.device)))
-        parts.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu())
-    return torch.cat(parts)
+    inputs = (preprocess(rows.to(runtime.device)) for rows in pixels.split(batch))
+    return torch.cat([unit_features(encoder, own, runtime).cpu() for own in inputs])
 
 
 def score(features: Tensor, head: Tensor, labels: Tensor) -> dict[str, float]:

@@ -27,12 +27,12 @@ from torch import Tensor
 from lib.files.sets import DataError, Source, compare, find_source, folders_in, read_contents
 from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
-from lib.runtime.keys import key_of
+from lib.runtime.keys import code_of, key_of
 from lib.runtime.progress import progress
 from lib.vectors.mapped import Writer, in_words, new_file, read_file, remove_unfinished
 from lib.vision.decoding import decode_rows, fit
 from lib.vision.registry import REGISTRY
-from worlds.images import MODULES, TASK_WILD, Job, draw_splits, drawing, source_tag
+from worlds.images import MODULES, TASK_WILD, Job, draw_splits, drawing
 from worlds.images.corruptions import CORRUPTIONS, corrupt
 
 __all__ = ["CORRUPTIONS", "REGISTRY", "DataError", "Split", "Task", "corrupt", "load_split", "load_splits", "load_task"]
@@ -187,7 +187,7 @@ def _cached(
     if task.source == "drawn":
         if not determines["size"]:
             raise DataError(f"{task.name}: sizes names no number of images to draw for split '{split}'")
-        determines |= {"source": source_tag(task.name), "wild": TASK_WILD}
+        determines |= {"code": [code_of("worlds.images"), code_of(MODULES[task.name])], "wild": TASK_WILD}
     else:
         source = find_set(task.name, data_root)
         if task.source != str(source):

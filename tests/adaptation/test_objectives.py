@@ -54,8 +54,8 @@ def test_loss_and_gradient_are_those_of_the_definition(objective, diversity, row
     wanted, exact = literal(model, heads, seen(batches, 3), preprocess, theta, diversity)
     assert loss == pytest.approx(wanted, rel=1e-5)
     torch.testing.assert_close(gradient, exact, atol=1e-6, rtol=1e-4)
-    assert batches.report["entropy"] <= 1
-    assert batches.report["marginal_entropy"] <= 1
+    assert batches.report()["entropy"] <= 1
+    assert batches.report()["marginal_entropy"] <= 1
 
 
 def test_one_class_for_everything_pleases_entropy_but_not_information_maximisation():

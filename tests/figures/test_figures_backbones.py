@@ -2,24 +2,16 @@
 
 import pandas as pd
 import pytest
+from error_bars import dots
 
 from lib.figures import backbones as drawn
 
 METHODS = ("Weight averaging", "Task Arithmetic", "Experts")
 
 
-@pytest.fixture(params=[1, 3], ids=["one seed", "three seeds"])
-def seeds(request):
-    return range(request.param)
-
-
 def rows(**columns):
     index = pd.MultiIndex.from_product(columns.values(), names=list(columns))
     return index.to_frame(index=False)
-
-
-def dots(axes, which):
-    return [value for container in axes.containers for value in getattr(container[0], f"get_{which}data")()]
 
 
 def test_a_panel_per_architecture(seeds):

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from error_bars import dots
 
 from lib import figures
 from lib.figures import generalisation
@@ -10,11 +11,6 @@ from lib.study.study import ROOT
 
 METHODS = ("Task Arithmetic", "AdaMerging (layer-wise)", "Concrete AdaMerging (layer-wise)")
 TASKS = ("aerial", "textures", "street_digits")
-
-
-@pytest.fixture(params=[1, 3], ids=["one seed", "three seeds"])
-def seeds(request):
-    return range(request.param)
 
 
 def rows(seeds, **columns):
@@ -31,11 +27,6 @@ def error_bars(axes):
         for bars in container[2]
         for segment in bars.get_segments()
     ]
-
-
-def dots(axes, which):
-    """The places of the error bars' dots along one axis."""
-    return [value for container in axes.containers for value in getattr(container[0], f"get_{which}data")()]
 
 
 def test_unseen_tasks_stand_beside_the_merged_ones(seeds):

@@ -1,7 +1,6 @@
 """GLUE from files: splits, errors with place and mend, official counts; drawn tasks; the real mirror if there is."""
 
 import dataclasses
-import importlib.util
 import os
 import sys
 from collections import Counter
@@ -317,7 +316,6 @@ def test_a_drawn_task_calls_the_drawing(monkeypatch):
         load_examples(DRAWN["inference"], "train", sizes={"test": 4})
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("worlds.text.drawn"), reason="the drawing is not there")
 @pytest.mark.parametrize("task", DRAWN.values(), ids=lambda task: task.name)
 def test_drawn_rows_become_examples(task):
     parts = {split: load_examples(task, split, sizes=dict.fromkeys(SPLITS, 30)) for split in SPLITS}

@@ -1,9 +1,6 @@
 """The text tasks as data: prompts letter by letter, label words, counterparts, names."""
 
-import importlib.util
 import math
-import runpy
-from pathlib import Path
 from string import Formatter
 
 import pytest
@@ -47,19 +44,6 @@ def test_a_prompt_is_the_authors_letter_by_letter():
         'Indicate if the following sentence is grammatically correct or not: "Go.". '
         "Answere 'acceptable' or 'unacceptable'."
     )
-
-
-@pytest.mark.skipif(importlib.util.find_spec("fusion_bench") is None, reason="FusionBench is not installed")
-def test_prompts_and_targets_are_those_of_fusion_bench():
-    package = Path(importlib.util.find_spec("fusion_bench").origin).parent  # its import takes long; the file is plain
-    theirs = runpy.run_path(str(package / "tasks" / "flan_t5_text_generation" / "glue_prompt_templates.py"))
-    for name, template in theirs["glue_prompt_templates"].items():
-        task, words = GLUE[name], template["target_text"]
-        assert task.prompt == template["input_text"]
-        if task.words:
-            assert {str(label): word for label, word in enumerate(task.words)} == words
-        else:
-            assert all(task.target(label) == words.format(label) for label in (0.0, 2.75, 3.799999952316284, 5.0))
 
 
 def test_targets_follow_the_official_classes():

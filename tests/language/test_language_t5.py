@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 import torch
+from stopping import StopsAtThree
 
 from lib.language.registry import DRAWN, GLUE
 from lib.language.t5 import TINY_T5, load_t5
@@ -111,14 +112,8 @@ def test_pretraining_resumes_to_the_same_bits_and_ships_a_model_that_loads(tmp_p
     whole, curve = pretrain(RECIPE)
     assert curve["step"].tolist() == [0, 5]
 
-    class StopsAtThree(Checkpoint):
-        def save(self, state, force=False):
-            super().save(state, force=True)
-            if state()["step"] == 3:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        pretrain(RECIPE, StopsAtThree(tmp_path / "checkpoint.pt"))
+        pretrain(RECIPE, StopsAtThree(tmp_path / "checkpoint.pt", every=0))
     resumed, continued = pretrain(RECIPE, Checkpoint(tmp_path / "checkpoint.pt"))
     assert continued.equals(curve)
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from notebook_function import notebook
 from torch import nn
 
 from lib.runtime import keys
@@ -27,13 +28,6 @@ from lib.vision.objective import ImageObjective
 
 def key(value):
     return keys.key_of({"value": keys.content(value)})
-
-
-def notebook(source, **names):
-    """A function that is called `f`, as if it had been defined in a notebook that has some names already."""
-    namespace = {"__name__": "__main__", **names}
-    exec(textwrap.dedent(source), namespace)
-    return namespace["f"]
 
 
 # --- values

@@ -2,19 +2,11 @@
 
 import json
 import os
-import textwrap
 
 import pytest
+from notebook_function import notebook
 
 from lib.runtime.processes import side_by_side
-
-
-def notebook(source, **names):
-    """A function that is called `f`, as if it had been defined in a notebook that has some names already."""
-    namespace = {"__name__": "__main__", **names}
-    exec(textwrap.dedent(source), namespace)
-    return namespace["f"]
-
 
 WRITES = """
 import json, os, sys

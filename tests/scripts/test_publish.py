@@ -63,6 +63,15 @@ def test_a_profile_that_no_notebook_shows_publishes_tables_alone(root):
     assert (root / "data" / "results" / "tiny-full" / "seed1" / "fusion.csv").read_text() == "tiny-full 1\n"
 
 
+def test_a_run_with_changed_parameters_leaves_the_notebooks_alone(root):
+    before = (root / "notebooks" / "07_toy.ipynb").read_bytes()
+    (root / "runs" / "tiny").rename(root / "runs" / "tiny+mask_steps=50")
+    _, notebooks = publish(root, "tiny+mask_steps=50", [0])
+    assert notebooks == []
+    assert (root / "notebooks" / "07_toy.ipynb").read_bytes() == before
+    assert (root / "data" / "results" / "tiny+mask_steps=50" / "seed0" / "fusion.csv").is_file()
+
+
 def test_a_run_on_the_users_data_is_published_under_the_profiles_name(root):
     (root / "runs" / "tiny-full").rename(root / "runs" / "tiny-full+data=11112222")
     publish(root, "tiny-full", [0])

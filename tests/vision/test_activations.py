@@ -271,7 +271,7 @@ def test_statistics_of_experts_are_kept_in_the_store(tmp_path, monkeypatch):
     }  # fmt: skip
     everything = (theta0, experts - theta0, model.layout)
     fisher = workspace.fisher(images=4, signs=0)
-    chosen, _ = workspace.sample("two", 4)
+    chosen = workspace.sample("two", 4)
     torch.testing.assert_close(fisher[1], diagonal_fisher(model, experts[1], head, chosen, PREPROCESS))
     grams = workspace.grams(images=4)
     assert grams["transformer.resblocks.0.attn.in_proj_weight"].shape == (2, 8, 8)

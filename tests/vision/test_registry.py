@@ -15,12 +15,6 @@ from lib.vision.registry import REGISTRY, RealSet
 from lib.vision.tasks import load_split, load_task
 
 
-@pytest.fixture
-def root(tmp_path):
-    make_mirror(tmp_path / "root", "pets")
-    return tmp_path / "root"
-
-
 def register(monkeypatch, **changes):
     options = {
         "name": "pets",

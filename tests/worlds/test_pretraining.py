@@ -6,6 +6,7 @@ import json
 import open_clip
 import pytest
 import torch
+from stopping import StopsAtThree
 
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime
@@ -48,14 +49,8 @@ def test_pretraining_resumes_to_the_same_bits_and_ships_a_model_that_loads(tmp_p
     whole, curve = pretrain(RECIPE, Runtime())
     assert curve["step"].tolist() == [0, 5]
 
-    class StopsAtThree(Checkpoint):
-        def save(self, state, force=False):
-            super().save(state, force=True)
-            if state()["step"] == 3:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        pretrain(RECIPE, Runtime(), StopsAtThree(tmp_path / "checkpoint.pt"))
+        pretrain(RECIPE, Runtime(), StopsAtThree(tmp_path / "checkpoint.pt", every=0))
     resumed, _ = pretrain(RECIPE, Runtime(), Checkpoint(tmp_path / "checkpoint.pt"))
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

@@ -6,22 +6,18 @@ is the same whether one process draws or two. This package needs no torch: a wor
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import multiprocessing
-import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from lib.runtime.names import named_rng
-from lib.runtime.processes import end_with_parent
+from lib.runtime.processes import cores, end_with_parent
 
 MODULES: dict[str, str] = {  # task -> module, in the order of the paper's eight
     name: f"{__name__}.{name}"
@@ -39,7 +35,6 @@ MODULES: dict[str, str] = {  # task -> module, in the order of the paper's eight
 TASK_WILD = 0.05  # how widely the tasks' own images vary; the web that the tiny CLIP learns from is wilder
 CHUNK = 64  # images per random stream: what a worker draws at a time
 WORTH_WORKERS = 600  # below this many images, starting worker processes takes longer than drawing
-SCHEME = 1  # part of `source_tag`: raise it when seeds or chunks below change meaning
 
 
 def __getattr__(name: str) -> dict[str, ModuleType]:
@@ -50,27 +45,16 @@ def __getattr__(name: str) -> dict[str, ModuleType]:
 
 
 def drawing(task: str) -> ModuleType:
-    """The module that draws a task: CLASSES, ALIASES, TEMPLATES and draw(rng, label, wild).
+    """The module that draws a task: CLASSES, ALIASES, TEMPLATES and `draw(rng, label, wild)`.
+
+    `draw` makes one picture, uint8 [32, 32, 3]: of the class `CLASSES[label]`, from the source of randomness `rng` (the
+    same state draws the same picture); `wild`, 0 to 1, is how far it may stray from a plain one in surroundings,
+    framing, light and camera (`TASK_WILD` in the tasks, up to 0.7 in the web).
 
     Raises:
         KeyError: if there is no such task.
     """
     return importlib.import_module(MODULES[task])
-
-
-def source_tag(task: str) -> str:
-    """A short hash of the source that draws a task: its module, the canvas, and what these import from here.
-
-    It is part of the name of a cached split, so that an edited drawing never meets images drawn before.
-    """
-    waiting, texts = {drawing(task).__name__, f"{__name__}.canvas"}, {}
-    while waiting:
-        module = importlib.import_module(waiting.pop())
-        texts[module.__name__] = Path(module.__file__).read_text()
-        found = re.findall(rf"\b{re.escape(__name__)}\.(\w+)", texts[module.__name__])
-        waiting |= {f"{__name__}.{name}" for name in found} - set(texts)
-    joined = "\0".join(f"{name}\0{texts[name]}" for name in sorted(texts))
-    return hashlib.sha256(f"{SCHEME}\0{joined}".encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -119,7 +103,7 @@ def draw_splits(jobs: Sequence[Job], workers: int | None = None) -> list[tuple[n
         Per job: images, uint8 [count, 3, 32, 32], and labels, int64 [count].
     """
     if workers is None:
-        workers = min(2, os.cpu_count() or 1) if sum(job.count for job in jobs) >= WORTH_WORKERS else 1
+        workers = min(2, cores()) if sum(job.count for job in jobs) >= WORTH_WORKERS else 1
     labels = [job.labels() for job in jobs]
     pieces = [
         (MODULES[job.task], (job.task, job.split, job.seed, start // CHUNK), drawn[start : start + CHUNK], job.wild)

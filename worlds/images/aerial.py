@@ -271,16 +271,7 @@ PAINTERS: tuple[Callable[[np.random.Generator, Canvas], None], ...] = (
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """Draw one place from above.
-
-    Args:
-        rng: source of randomness; the same state draws the same picture.
-        label: index into CLASSES.
-        wild: 0 to 1, how much surroundings, framing and camera vary (0.3: the task, 1: the web).
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """Draw one place from above; see `worlds.images.drawing`."""
     art = Canvas(_pick(rng, GROUNDS, 16 + 24 * wild))
     _scatter(rng, art, wild)
     PAINTERS[label](rng, art)

@@ -117,17 +117,8 @@ def paper(rng: np.random.Generator) -> tuple[Canvas, Colour]:
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """One handwritten digit.
-
-    Args:
-        rng: source of randomness.
-        label: index into `CLASSES`.
-        wild: 0 to 1, how far the picture strays from a plain one.
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
-    coloured = rng.random() < 1.1 * wild - 0.33  # never at the task's own 0.3
+    """One handwritten digit; see `worlds.images.drawing`."""
+    coloured = rng.random() < 1.1 * wild - 0.33  # never at `TASK_WILD`
     canvas, ink = paper(rng) if coloured else (Canvas(), hsv(0, 0, rng.uniform(0.75, 1)))
     ways = SKELETONS[label]
     strokes = ways[int(rng.integers(len(ways)))]

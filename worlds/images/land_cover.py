@@ -210,16 +210,7 @@ PAINTERS: tuple[Callable[[np.random.Generator], Canvas], ...] = (
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """Draw one tile of land.
-
-    Args:
-        rng: source of randomness; the same state draws the same picture.
-        label: index into CLASSES.
-        wild: 0 to 1, how much season, haze and framing vary (0.3: the task, 1: the web).
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """Draw one tile of land; see `worlds.images.drawing`."""
     art = PAINTERS[label](rng)
     image = canvas.camera(rng, art, 0.05 + 0.3 * wild, 180).astype(np.float32)
     # Season and air, the same for all classes: a gain per channel, and haze that lifts the dark parts.

@@ -274,16 +274,7 @@ PAINTERS: tuple[Painter, ...] = (
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """Draw one scene.
-
-    Args:
-        rng: source of randomness; the same state draws the same picture.
-        label: index into CLASSES.
-        wild: 0 to 1, how much light, framing and camera vary (0.3: the task, 1: the web).
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """Draw one scene; see `worlds.images.drawing`."""
     horizon = rng.uniform(0.44 - 0.1 * wild, 0.5 + 0.1 * wild)
     top, bottom = SKIES[rng.integers(len(SKIES))]
     sky = (jitter(rng, top, 10 + 25 * wild), jitter(rng, bottom, 10 + 20 * wild))

@@ -138,16 +138,7 @@ def number(rng: np.random.Generator, label: int, wild: float) -> Image.Image:
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """One house number.
-
-    Args:
-        rng: source of randomness.
-        label: index into `CLASSES`.
-        wild: 0 to 1, how far the picture strays from a plain one.
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """One house number; see `worlds.images.drawing`."""
     ground = hsv(rng.random(), rng.uniform(0, 0.5 + 0.4 * wild), rng.uniform(0.2, 0.95))
     canvas = wall(rng, ground)
     seen = warp(  # plate, rim and number share one viewpoint, so they travel as the three bands of one image

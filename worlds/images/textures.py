@@ -217,16 +217,7 @@ def palette(rng: np.random.Generator, wild: float) -> tuple[Colour, Colour]:
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """One patch of texture.
-
-    Args:
-        rng: source of randomness.
-        label: index into `CLASSES`.
-        wild: 0 to 1, how far the picture strays from a plain one.
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """One patch of texture; see `worlds.images.drawing`."""
     u, v = plane(rng, wild)
     zoom = np.float32(np.exp(rng.normal(0, 0.05 + 0.25 * wild)))
     field = PATTERNS[label](rng, u * zoom, v * zoom)

@@ -217,16 +217,7 @@ def roadside(rng: np.random.Generator, wild: float) -> Canvas:
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """One traffic sign by the road; never mirrored, for left and right are different classes.
-
-    Args:
-        rng: source of randomness.
-        label: index into `CLASSES`.
-        wild: 0 to 1, how far the picture strays from a plain one.
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """One traffic sign by the road; never mirrored: left and right are two classes; see `worlds.images.drawing`."""
     inks = aged_inks(rng, wild)
     sign, mask = Canvas(inks["white"]), Canvas()
     mask.polygon(PAINTERS[label](sign, inks), (255, 255, 255))

@@ -174,16 +174,7 @@ def _tractor(rng: np.random.Generator, at: _Placed, paint: Colour, glass: Colour
 
 
 def draw(rng: np.random.Generator, label: int, wild: float) -> np.ndarray:
-    """Draw one vehicle from the side.
-
-    Args:
-        rng: source of randomness; the same state draws the same picture.
-        label: index into CLASSES.
-        wild: 0 to 1, how much size, place, street and camera vary (0.3: the task, 1: the web).
-
-    Returns:
-        uint8 [32, 32, 3].
-    """
+    """Draw one vehicle from the side; see `worlds.images.drawing`."""
     name = CLASSES[label]
     ground = rng.uniform(0.74 - 0.06 * wild, 0.78 + 0.06 * wild)
     art = _street(rng, wild, ground)

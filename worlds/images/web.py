@@ -7,6 +7,8 @@ features become good while the prompts fit badly, which is the situation of CLIP
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lib.runtime.names import named_rng
@@ -45,6 +47,12 @@ def caption(rng: np.random.Generator, family: str, label: int, class_name: float
     return PHRASES[rng.integers(len(PHRASES))].format(name)
 
 
+def web_jobs(families: Sequence[str], count: int, seed: int) -> list[Job]:
+    """What to draw of the web world: equally many pictures of some tasks' concepts in each degree of wildness."""
+    each = count // (len(families) * len(WILDNESS))
+    return [Job(family, f"web {wild}", each, seed, wild) for family in families for wild in WILDNESS]
+
+
 def draw_web(count: int, seed: int, *, class_name: float, nothing: float, wrong: float) -> tuple[np.ndarray, list[str]]:
     """Draw captioned pictures of the web world, equally many of every task's concepts.
 
@@ -58,8 +66,7 @@ def draw_web(count: int, seed: int, *, class_name: float, nothing: float, wrong:
     Returns:
         uint8 [N, 3, 32, 32] and N captions.
     """
-    each = count // (len(DRAWN) * len(WILDNESS))
-    jobs = [Job(family, f"web {wild}", each, seed, wild) for family in DRAWN for wild in WILDNESS]
+    jobs = web_jobs(list(DRAWN), count, seed)
     rng = named_rng("captions", seed)
     images, captions = [], []
     for job, (pictures, labels) in zip(jobs, draw_splits(jobs), strict=True):

@@ -1,4 +1,7 @@
-"""Changes to what a clause says, sorted by what they do to its truth: kept, implied, left open, or turned around."""
+"""Changes to what a clause says, sorted by what they do to its truth: kept, implied, left open, or turned around.
+
+And changes to how a sentence says it: one violation of grammar.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ from worlds.text.world import (
     PLACES,
     SYNONYM,
     TIMES,
+    TRANSITIVE,
+    VERBS,
     Clause,
     Phrase,
+    finite,
     siblings,
 )
 
@@ -169,3 +175,80 @@ def _first(rng: Random, changes: tuple[Change, ...], clause: Clause) -> Clause:
         if changed := change(rng, clause):
             return changed
     raise AssertionError(f"no change applies to {clause}")
+
+
+def differ(rng: Random, clause: Clause) -> Clause:
+    """The clause with one thing changed, in nearly the same words: roles, negation, a noun, verb or place."""
+    change = rng.randrange(5)
+    if change == 0 and clause.object:
+        return replace(clause, subject=clause.object, object=clause.subject)
+    if change == 1:
+        return replace(clause, negated=not clause.negated)
+    if change == 2 and clause.object:
+        return replace(clause, object=replace(clause.object, noun=rng.choice(siblings(clause.object.noun))))
+    if change == 3 and clause.place:
+        return replace(clause, place=rng.choice([place for place in PLACES if place != clause.place]))
+    return replace(clause, verb=other_verb(rng, clause.verb))
+
+
+def other_verb(rng: Random, verb: str) -> str:
+    """A verb that can stand in the same place and means something else."""
+    pool = [other for other in VERBS if (other in TRANSITIVE) == (verb in TRANSITIVE)]
+    return rng.choice([other for other in pool if other not in (verb, SYNONYM.get(verb))])
+
+
+def violated(rng: Random, clause: Clause, sentence: str) -> str:
+    """The clause's sentence with one violation: agreement, word order, determiner or verb form."""
+    for attempt in rng.sample((break_agreement, break_order, break_determiner, break_verb_form), 4):
+        broken = attempt(rng, clause, sentence)
+        if broken != sentence:
+            return broken
+    raise AssertionError(f"no violation found for '{sentence}'")
+
+
+def break_agreement(rng: Random, clause: Clause, sentence: str) -> str:
+    """The dog chase the cat; the cats is chased."""
+    if finite(clause) in sentence:
+        other = replace(clause, subject=replace(clause.subject, plural=not clause.subject.plural))
+        return sentence.replace(finite(clause), finite(other), 1)
+    be = {" is ": " are ", " are ": " is "}
+    found = next((word for word in be if word in sentence), "")
+    return sentence.replace(found, be.get(found, ""), 1) if found else sentence
+
+
+def break_order(rng: Random, clause: Clause, sentence: str) -> str:
+    """Dog the chases the cat; the dog chases cat the; the dog does chase not."""
+    words = sentence.split()
+    heads = {"the", "a", "an", "two", "three", "these", "in", "at", "on", "near", "by", "does", "do", "that"}
+    places = [i for i in range(len(words) - 1) if words[i] in heads]
+    if not places:
+        return sentence
+    i = rng.choice(places)
+    words[i], words[i + 1] = words[i + 1], words[i]
+    return " ".join(words)
+
+
+def break_determiner(rng: Random, clause: Clause, sentence: str) -> str:
+    """A dogs, two dog, this dogs, or a singular without any."""
+    phrases = [phrase for phrase in (clause.subject, clause.object) if phrase and phrase.determiner]
+    if not phrases:
+        return sentence
+    phrase = rng.choice(phrases)
+    if phrase.determiner == "the":
+        wrong = replace(phrase, determiner="a" if phrase.plural else rng.choice(("two", "these", "many"))).words()
+    elif rng.random() < 0.5 and not phrase.plural:
+        wrong = phrase.words().split(" ", 1)[1]
+    else:
+        wrong = replace(phrase, plural=not phrase.plural).words()
+    return sentence.replace(phrase.words(), wrong, 1)
+
+
+def break_verb_form(rng: Random, clause: Clause, sentence: str) -> str:
+    """The cat is chase by the dog; the dog does not chases; the dog is chase the cat."""
+    third, participle = VERBS[clause.verb]
+    if f" {participle} by " in sentence:
+        return sentence.replace(f" {participle} by ", f" {rng.choice((clause.verb, third))} by ", 1)
+    if clause.negated:
+        return sentence.replace(f" not {clause.verb}", f" not {third}", 1)
+    be = "are" if clause.subject.plural else "is"
+    return sentence.replace(f" {finite(clause)}", f" {be} {clause.verb}", 1)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
-from worlds.text.changes import contradict, follow, general, reword, stray
-from worlds.text.drawn import INTENTS, differ, opinion, violated
+from worlds.text.changes import contradict, differ, follow, general, reword, stray, violated
+from worlds.text.drawn import INTENTS, opinion
 from worlds.text.world import (
     ADJECTIVES,
     ANTONYMS,

@@ -11,7 +11,7 @@ pre-training is fine-tuning from random weights: the same loop, and nothing is l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime, choose_runtime
 from lib.runtime.disk import ROOT
-from lib.runtime.keys import key_of
 from lib.runtime.rng import generator
 from lib.study.tables import save_table
 from lib.vectors.fine_tuning import fine_tune
@@ -30,8 +29,8 @@ from lib.vectors.flat_model import FlatModel
 from lib.vision.backbones import load_backbone
 from lib.vision.objective import image_loss
 from lib.vision.scoring import image_features, score
-from worlds.images import DRAWN, Job, draw_splits
-from worlds.images.web import WILDNESS
+from worlds.images import DRAWN, draw_splits
+from worlds.images.web import web_jobs
 from worlds.training import shipping
 
 FOLDER = ROOT / "data" / "tiny_backbones"
@@ -83,8 +82,7 @@ RECIPES = {
 def labelled_web(recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Pictures of the web world, uint8 [N, 3, 32, 32], and classes counted through all families, int64 [N]."""
     families = recipe.families.split()
-    each = recipe.pictures // (len(families) * len(WILDNESS))
-    jobs = [Job(family, f"web {wild}", each, recipe.seed, wild) for family in families for wild in WILDNESS]
+    jobs = web_jobs(families, recipe.pictures, recipe.seed)
     first = dict(zip(families, class_offsets(families), strict=False))
     drawn = draw_splits(jobs)
     images = np.concatenate([pictures for pictures, _ in drawn])
@@ -154,11 +152,10 @@ def ship(encoder: nn.Module, recipe: Recipe, name: str, folder: Path = FOLDER) -
 def main() -> None:
     """`make pretrain`: train the two backbones again and put them in place of the shipped ones."""
     for name, recipe in RECIPES.items():
-        folder = FOLDER.parent / "cache" / "pretraining" / key_of(asdict(recipe))
-        encoder, curve = pretrain(recipe, choose_runtime(), Checkpoint(folder / "checkpoint.pt"))
+        encoder, curve = pretrain(recipe, choose_runtime(), shipping.checkpoint_of(recipe))
         weights = ship(encoder, recipe, name, FOLDER)
         save_table(curve, FOLDER / f"{name.lower()}.csv")
-        print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB); commit data/tiny_backbones to ship it.")
+        shipping.announce(weights)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,20 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib.runtime.disk import atomic_path
+from lib.runtime.checkpoint import Checkpoint
+from lib.runtime.disk import ROOT, atomic_path
+from lib.runtime.keys import key_of
+
+
+def checkpoint_of(recipe: object) -> Checkpoint:
+    """Where a training by that recipe is saved, and from where it continues."""
+    key = key_of({"recipe": type(recipe).__module__, **asdict(recipe)})
+    return Checkpoint(ROOT / "data" / "cache" / "pretraining" / key / "checkpoint.pt")
+
+
+def announce(weights: Path) -> None:
+    """Say what was written, and that it takes a commit to ship it."""
+    print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB); commit data/{weights.parent.name} to ship it.")
 
 
 def ship(state: Mapping[str, Tensor], weights: Path, note: Path, recipe: object, **metadata: str) -> Path:

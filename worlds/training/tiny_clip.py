@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime, choose_runtime
-from lib.runtime.disk import ROOT, atomic_path
-from lib.runtime.keys import key_of
+from lib.runtime.disk import atomic_path
 from lib.runtime.progress import progress
 from lib.runtime.rng import batch_indices, seed_of
 from lib.study.tables import save_table
@@ -142,7 +141,7 @@ def pretrain(recipe: Recipe, runtime: Runtime, checkpoint: Checkpoint | None = N
         optimiser.load_state_dict(saved["optimiser"])
         done, curve = saved["step"], [tuple(row) for row in saved["curve"]]
 
-    for step in progress(range(done, recipe.steps), "pre-training", total=recipe.steps - done):
+    for step in progress(range(done, recipe.steps), "pre-training", total=recipe.steps, begin=done):
         rows = batch_indices(len(images), recipe.batch, step, "pre-training", recipe.seed)
         with runtime.autocast():
             pixels = PREPROCESS(shifted(images[rows], 2, "pre-training", recipe.seed, step).to(runtime.device))
@@ -189,11 +188,10 @@ def ship(model: nn.Module, recipe: Recipe, folder: Path) -> Path:
 def main() -> None:
     """`make pretrain`: train the checkpoint of the default recipe again and put it in place of the shipped one."""
     recipe = Recipe()
-    checkpoint = Checkpoint(ROOT / "data" / "cache" / "pretraining" / key_of(asdict(recipe)) / "checkpoint.pt")
-    model, curve = pretrain(recipe, choose_runtime(), checkpoint)
+    model, curve = pretrain(recipe, choose_runtime(), shipping.checkpoint_of(recipe))
     weights = ship(model, recipe, TINY_CLIP)
     save_table(curve, TINY_CLIP / "pretraining.csv")
-    print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB); commit data/tiny_clip to ship it.")
+    shipping.announce(weights)
 
 
 if __name__ == "__main__":

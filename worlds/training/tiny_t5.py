@@ -7,7 +7,7 @@ https://arxiv.org/abs/1910.10683.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -15,13 +15,12 @@ import pandas as pd
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from lib.language.registry import DRAWN, GLUE
 from lib.language.t5 import TINY_T5
 from lib.runtime.checkpoint import Checkpoint
-from lib.runtime.disk import ROOT
-from lib.runtime.keys import key_of
 from lib.runtime.progress import progress
 from lib.runtime.rng import seed_of
 from lib.study.tables import save_table
@@ -132,8 +131,7 @@ def head_start(model: T5ForConditionalGeneration) -> None:
 
 def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Token ids of unequal length as int64 [N, longest]."""
-    length = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
 
 
 def draw_pool(
@@ -202,7 +200,7 @@ def pretrain(recipe: Recipe, checkpoint: Checkpoint | None = None) -> tuple[T5Fo
     def postfix() -> str:
         return described
 
-    for step in progress(range(done, recipe.steps), "pre-training", total=recipe.steps - done, postfix=postfix):
+    for step in progress(range(done, recipe.steps), "pre-training", total=recipe.steps, postfix=postfix, begin=done):
         if step % POOL == 0:
             batches = draw_pool(tokenizer, recipe, step // POOL)
         inputs, targets = padded(batches[step % POOL][0], 0), padded(batches[step % POOL][1], -100)
@@ -253,11 +251,10 @@ def ship(model: T5ForConditionalGeneration, recipe: Recipe, folder: Path) -> Pat
 def main() -> None:
     """Train the checkpoint of the default recipe again and put it in place of the shipped one."""
     recipe = Recipe()
-    checkpoint = Checkpoint(ROOT / "data" / "cache" / "pretraining_t5" / key_of(asdict(recipe)) / "checkpoint.pt")
-    model, curve = pretrain(recipe, checkpoint)
+    model, curve = pretrain(recipe, shipping.checkpoint_of(recipe))
     weights = ship(model, recipe, TINY_T5)
     save_table(curve, TINY_T5 / "pretraining.csv")
-    print(f"Wrote {weights} ({weights.stat().st_size / 1e6:.1f} MB); commit data/tiny_t5 to ship it.")
+    shipping.announce(weights)
 
 
 if __name__ == "__main__":
