@@ -25,15 +25,21 @@ def _layer_by_layer(task_vectors: Tensor, layout: Layout, merge: Callable[[Tenso
     return merged
 
 
-def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Thin singular value decomposition without the null directions: U [m, r], s [r], V^T [r, n], r the rank.
 
-    Where a singular value is zero its vectors are any basis of what is left, another one in every LAPACK. Without them
-    a matrix, or rows of it, that no task touched stay as they are. Zero is less than one rounding of the largest
-    singular value and no more: small ones of a matrix near a singular one are small, but real.
+    Where a singular value is zero its vectors are any basis of what is left, another one in every LAPACK: directions
+    that no task asked for. In floating point such values are not 0 but rounding noise, so the rank is NumPy's and
+    MATLAB's: what exceeds max(m, n) * eps * (largest singular value) counts. A LoRA adapter as a change of weights has
+    as many directions as its rank, and hundreds of noise.
+
+    Args:
+        matrix: [m, n].
+        part_of: the matrix [m, n] that this one is what is left of, whose rounding errors it has; by default itself.
     """
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    rank = int((s > s[:1] * torch.finfo(s.dtype).eps).sum())
+    largest = s[:1] if part_of is None else torch.linalg.matrix_norm(part_of, 2)
+    rank = int((s > max(matrix.shape) * torch.finfo(s.dtype).eps * largest).sum())
     return u[:, :rank], s[:rank], vh[:rank]
 
 
@@ -143,7 +149,7 @@ def iso_cts(
         parts = [(u[:, :common], s[:common], vh[:common])]
         basis = parts[0][0]
         for matrix in matrices:
-            u, s, vh = _svd(matrix - basis @ (basis.mT @ matrix))
+            u, s, vh = _svd(matrix - basis @ (basis.mT @ matrix), part_of=matrix)
             parts.append((u[:, :specific], s[:specific], vh[:specific]))
         u, s, vh = zip(*parts, strict=True)
         s = torch.cat(s)

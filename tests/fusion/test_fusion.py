@@ -216,6 +216,34 @@ def test_iso_c_leaves_alone_what_no_task_touched(dtype):
     assert merged.abs().max() < 1e-5
 
 
+def low_rank(dtype, rows=160, columns=96, tasks=4, rank=3):
+    """Task vectors of LoRA adapters, as a file of adapted weights gives them: (W + B A) - W, each rounded.
+
+    Returns:
+        Task vectors [T, D], their layout, and what no task changed: projections [m, m] and [n, n].
+    """
+    torch.manual_seed(0)
+    weights = 0.05 * torch.randn(rows, columns, dtype=dtype)
+    left = 0.05 * torch.randn(tasks, rows, rank, dtype=dtype)
+    right = 0.05 * torch.randn(tasks, rank, columns, dtype=dtype)
+    layout = Layout.of({"a": weights})
+    vectors = torch.zeros(tasks, layout.length, dtype=dtype)
+    vectors[:, : weights.numel()] = ((weights + left @ right) - weights).flatten(1)
+    bases = (torch.linalg.qr(parts.double())[0] for parts in (torch.cat(tuple(left), 1), torch.cat(tuple(right), 0).T))
+    outside = [torch.eye(len(basis), dtype=torch.float64) - basis @ basis.T for basis in bases]
+    return vectors, layout, *outside
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", [tsv_m, iso_c, iso_cts])
+def test_of_low_rank_task_vectors_nothing_is_merged_that_no_task_changed(method, dtype):
+    vectors, layout, left, right = low_rank(dtype)
+    merged = layout.views(method(torch.zeros_like(vectors[0]), vectors, layout))["a"].double()
+    outside = (left @ merged).square().sum() + (merged @ right).square().sum()
+    assert (outside / merged.square().sum()).item() < 1e-6
+    assert torch.linalg.matrix_rank(merged, rtol=1e-4) == 4 * 3
+
+
 def test_iso_cts_on_a_worked_example():
     # the sum diag(9, 8, 0, 0) hides what the tasks disagree on; half of the directions are common, one for each task
     first, second = torch.zeros(2, 4, 4, dtype=torch.float64)

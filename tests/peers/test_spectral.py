@@ -12,6 +12,7 @@ from fusion_bench.method.task_singular_vector.utils.TSVM_utils import compute_an
 from fusion_bench.method.wudi.wudi import wudi_merging as peer_wudi_merging
 
 from lib.fusion import iso_c, iso_cts, tsv_m, wudi_merging
+from lib.vectors.layout import Layout
 
 
 def both(problem, ours, peer, **options):
@@ -43,6 +44,30 @@ def test_singular_vectors(problem, method):
     rounding = error(expected, both(in_double(problem), *METHODS[method], **options)[1])
     assert rounding < 1e-3
     assert_same(method, "FusionBench, float32", found, expected, tolerance=max(1e-6, 2 * rounding))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["TSV-M", "Iso-C"])
+def test_singular_vectors_of_lora_changes(method, dtype):
+    """On matrices of low rank FusionBench merges null directions, too, which are another basis in every LAPACK.
+
+    So it is given the same task vectors in the coordinates of what any task changed, T r by T r, where there are none,
+    and its result is turned back.
+    """
+    tasks, rank = 4, 8
+    draw = torch.Generator().manual_seed(0)
+    left = torch.randn(tasks, 160, rank, generator=draw, dtype=torch.float64)
+    right = torch.randn(tasks, rank, 96, generator=draw, dtype=torch.float64)
+    rows, columns = (torch.linalg.qr(torch.cat(tuple(own), 1))[0] for own in (left, right.mT))
+    matrices = left @ right
+    ours, peer = METHODS[method]
+    layout = Layout.of({"a": matrices[0]})
+    vectors = matrices.flatten(1).to(dtype)
+    found = ours(torch.zeros_like(vectors[0]), vectors, layout).unflatten(0, (160, 96))
+    small = [{"a": rows.T @ matrix @ columns} for matrix in matrices]
+    expected = rows @ peer(small, accelerator="cpu")["a"] @ columns.T
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-4
+    assert_same(method, f"FusionBench, LoRA, {dtype}".replace("torch.", ""), found, expected, tolerance)
 
 
 def test_wudi(problem):
