@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lib.fusion.methods import fusion_method
 from lib.vectors.layout import Layout
+from lib.vectors.task_vectors import length
 
 NON_DIAGONAL = 0.9  # as Jin et al. take for most models; FusionBench's CLIP configurations take 0.95
 
@@ -22,16 +23,20 @@ GramsAt = Callable[[int, Tensor, tuple[str, ...]], Mapping[str, Tensor]]
 
 @fusion_method("Fisher merging", "Matena and Raffel, 2022", "https://arxiv.org/abs/2111.09832", needs_data=True)
 def fisher_merging(
-    theta0: Tensor, task_vectors: Tensor, layout: Layout, *, fisher: Tensor, floor: float = 1e-6, normalise: bool = True
+    theta0: Tensor, task_vectors: Tensor, layout: Layout, *, fisher: Tensor, normalise: bool = True, floor: float = 0.0
 ) -> Tensor:
     """Average the experts, each parameter weighted by its Fisher information (Matena and Raffel, 2022, section 3).
 
         theta_i = sum_t F_ti theta_ti / sum_t F_ti
 
     which maximises the product of the experts' posteriors, each approximated by a Gaussian of diagonal precision F_t.
-    As in FusionBench `floor` is added to F (the authors' code takes the larger of the two, for the first model only),
-    and with `normalise` each task's (F_t + floor) is divided by (|F_t| + floor), so that an expert whose gradients are
-    large everywhere does not win everywhere. A parameter of which no task has information is plainly averaged.
+    With `normalise` each F_t is divided by its length |F_t|, as in the authors' code, so that an expert whose gradients
+    are large everywhere does not win everywhere. A parameter of which no task has information is plainly averaged.
+
+    FusionBench's rule is floor=1e-6: (F_t + floor) / (|F_t| + floor). It is no default here, because an expert with
+    little information then gains the most: the floor outweighs a small F_t, and dividing by a small |F_t| makes it
+    large. One whose F_t is 0 everywhere takes nearly all the weight. (The authors' code has a floor for one model only,
+    the first of the list.)
 
     F needs images but no labels, which the model itself predicts: see `lib.vision.diagonal_fisher`.
 
@@ -40,8 +45,8 @@ def fisher_merging(
         task_vectors: [T, D].
         layout: names the layer in error messages.
         fisher: diagonal Fisher information of each expert [T, D]; only ratios matter, apart from the floor.
-        floor: added to every entry, so that tasks without information still count a little.
         normalise: whether each task's Fisher information is scaled to the same Euclidean length.
+        floor: added to every entry before that; 0 is the paper's rule, 1e-6 FusionBench's.
 
     Returns:
         Merged parameters [D].
@@ -51,13 +56,13 @@ def fisher_merging(
     """
     _check_fisher(fisher, task_vectors, layout)
     if not 0 <= floor < float("inf"):
-        raise ValueError(f"floor is {floor}, expected a number >= 0; published codes take 1e-6")
+        raise ValueError(f"floor is {floor}, expected a number >= 0; the paper has none, FusionBench takes 1e-6")
     fisher = fisher.to(theta0)
     merged, total = torch.zeros_like(theta0), torch.zeros_like(theta0)
     for own, task_vector in zip(fisher, task_vectors, strict=True):  # one by one: memory does not grow with T
         weight = own + floor
         if normalise:
-            weight /= (own.norm() + floor).clamp(min=torch.finfo(own.dtype).tiny)
+            weight /= (length(own) + floor).clamp(min=torch.finfo(own.dtype).tiny)
         merged += weight * task_vector
         total += weight
     informed = (fisher.sum(0) > 0) & (total > 0)

@@ -79,10 +79,27 @@ def layer_norms(vectors: Tensor, layout: Layout) -> Tensor:
     return layout.layer_sums(vectors.square()).sqrt()
 
 
+PIECE = 2**16  # elements whose products are added up in their own type
+
+
+def inner_products(vectors: Tensor) -> Tensor:
+    """Inner products of every pair of vectors: [T, D] -> float64 [T, T], on the CPU.
+
+    Added up in float64, piece by piece: one float32 sum of 10^8 terms is wrong by some percent.
+    """
+    return sum((part @ part.T).to("cpu", torch.float64) for part in vectors.split(PIECE, dim=1))
+
+
+def length(vector: Tensor) -> Tensor:
+    """Euclidean length |v|, added up like `inner_products`: [D] -> []."""
+    return inner_products(vector[None]).sqrt().squeeze().to(vector)
+
+
 def cosine_similarity(vectors: Tensor) -> Tensor:
     """Cosine of the angle between every pair of task vectors: [T, D] -> [T, T]; 0 for a vector of length zero."""
-    unit = torch.nn.functional.normalize(vectors, dim=1)
-    return unit @ unit.T
+    products = inner_products(vectors)
+    lengths = products.diagonal().sqrt()
+    return (products / (lengths[:, None] * lengths).clamp(min=torch.finfo(products.dtype).tiny)).to(vectors)
 
 
 def sign_agreement(vectors: Tensor, largest: float = 1.0) -> Tensor:
@@ -100,9 +117,9 @@ def sign_agreement(vectors: Tensor, largest: float = 1.0) -> Tensor:
         keep = max(1, int(largest * vectors.shape[1]))
         threshold = vectors.abs().kthvalue(vectors.shape[1] - keep + 1, dim=1, keepdim=True).values
         signs = torch.where(vectors.abs() >= threshold, signs, 0)
-    agree = signs @ signs.T  # agreements minus disagreements
-    both = signs.abs() @ signs.abs().T
-    return (agree / both.clamp(min=1) + 1) / 2
+    agree = inner_products(signs)  # agreements minus disagreements
+    both = inner_products(signs.abs())
+    return ((agree / both.clamp(min=1) + 1) / 2).to(vectors)
 
 
 def layer_kind(name: str) -> str:

@@ -109,6 +109,25 @@ def test_equal_information_averages_and_scale_drops_out():
     torch.testing.assert_close(fisher_merging(theta0, vectors, layout, fisher=louder, floor=0.0), merged)
 
 
+@pytest.mark.parametrize("smaller", [0.0, 1e-6, 1e-3])
+def test_an_expert_gains_no_weight_by_having_little_information(smaller):
+    """Scaled to the same length it counts as much as any other; as it is, about in proportion; without any, nothing."""
+    layout = Layout.of({"a": torch.zeros(50, 20)})
+    theta0, vectors = torch.zeros(layout.length), torch.zeros(2, layout.length)
+    vectors[0] = layout.inside()  # what is merged is the weight of task 0
+    torch.manual_seed(0)
+    fisher = torch.rand(2, layout.length) * layout.inside() * 1e-4
+    fisher[0] *= smaller
+
+    def weight(**options):
+        return fisher_merging(theta0, vectors, layout, fisher=fisher, **options).sum().item() / layout.parameters
+
+    assert weight() == pytest.approx(0.5 if smaller else 0.0, abs=0.02)
+    assert weight(normalise=False) <= 10 * smaller
+    if smaller < 1e-3:
+        assert weight(floor=1e-6) > 0.9, "FusionBench's rule does the opposite"
+
+
 def test_denormal_information_gives_no_nan():
     theta0, vectors, layout = problem()
     theta0, vectors = theta0.float(), vectors.float()

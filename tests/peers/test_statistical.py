@@ -49,7 +49,8 @@ def test_fisher_merging(problem, normalise):
         normalize_fisher_weight=normalise,
         minimal_fisher_weight=1e-6,
     )
-    found = fisher_merging(problem.theta0, problem.vectors, problem.layout, fisher=fisher, normalise=normalise)
+    options = {"fisher": fisher, "normalise": normalise, "floor": 1e-6}
+    found = fisher_merging(problem.theta0, problem.vectors, problem.layout, **options)
     assert_same("Fisher merging", "FusionBench", found, flat(merged, problem.layout))
 
 
