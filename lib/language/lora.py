@@ -18,10 +18,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.utils import load_peft_weights
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from lib.runtime.rng import seed_of
 
+# Ways to initialise an adapter that change the frozen weights beneath it, too.
+CHANGING_THE_BASE = ("pissa", "olora", "loftq", "corda")
+SAME_START = 0.1  # least cosine of two A that may have been trained from one: independent ones have about 0.01
 PREFIX, NAME = "base_model.model.", "default"  # what peft puts around the names of layers, and the adapter's name
 
 
@@ -109,6 +113,9 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
         source: a folder that `save_adapter` or peft wrote, or a name on the hub.
         model: a model with a fresh adapter of the same rank, alpha and layers.
 
+    Returns:
+        Name -> factor. Where `alpha_pattern` gives a layer an alpha of its own, B is multiplied by what that changes.
+
     Raises:
         ValueError: if rank, alpha or layers differ, naming the first difference and what to set.
     """
@@ -118,10 +125,15 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
         if found != expected:
             shown = " ".join(sorted(found)) if isinstance(found, (set, list)) else found
             raise ValueError(f"adapter {source} has {what} {found}, not {expected}; set {name}={shown!r}")
-    if config.use_rslora or config.use_dora or config.bias != "none":
-        raise ValueError(f"adapter {source} is no plain LoRA adapter (rslora, dora or biases): merge it with peft")
+    begun = str(config.init_lora_weights).lower()
+    if config.use_rslora or config.use_dora or config.bias != "none" or begun.startswith(CHANGING_THE_BASE):
+        odd = "rslora, dora, biases, or an initialisation that changes the weights beneath it"
+        raise ValueError(f"adapter {source} is no plain LoRA adapter ({odd}): merge it with peft")
     tensors = load_peft_weights(source, device="cpu")
-    named = {name.replace(".weight", f".{NAME}.weight"): tensor.float() for name, tensor in tensors.items()}
+    named = {
+        name.replace(".weight", f".{NAME}.weight"): tensor.float() * _own_scale(config, name)
+        for name, tensor in tensors.items()
+    }
     own = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     if different := sorted(own.keys() ^ named.keys()):
         raise ValueError(f"adapter {source} and the model differ in '{different[0]}'; was it made for another model?")
@@ -129,3 +141,32 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
         shapes = f"{list(named[wrong[0]].shape)}, not {list(own[wrong[0]].shape)}"
         raise ValueError(f"adapter {source}: '{wrong[0]}' has shape {shapes}; was it made for another model?")
     return {name: named[name] for name in own}
+
+
+def _own_scale(config: LoraConfig, name: str) -> float:
+    """What a factor must be multiplied by, so that the adapter's one alpha holds for its layer."""
+    layer, _, factor = name.removeprefix(PREFIX).partition(".lora_")
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
+    return alpha / config.lora_alpha if factor.startswith("B") else 1.0
+
+
+def check_same_start(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
+    """The parameters of an adapter can only be compared with the fresh one it was trained from.
+
+    Args:
+        adapter: name -> factor.
+        start: the fresh adapter, under the same names.
+        source: where the adapter is from.
+
+    Raises:
+        ValueError: if it began from another random A: then A - A_0 says nothing of what was learned.
+    """
+    own, first = (
+        torch.cat([factors[name].flatten() for name in start if ".lora_A." in name]) for factors in (adapter, start)
+    )
+    cosine = torch.nn.functional.cosine_similarity(own.double(), first.double(), dim=0).item()
+    if cosine < SAME_START:
+        raise ValueError(
+            f"adapter {source} did not begin from this study's random A (cosine {cosine:.2f}), so its parameters have "
+            "no task vector here: set task_vector='weights', or the seed that it was trained with"
+        )

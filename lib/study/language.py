@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lib.language.activations import diagonal_fisher, prompt_grams
 from lib.language.examples import Examples, load_examples
 from lib.language.generation import answer_accuracy, answer_length, respond
-from lib.language.lora import attach, load_adapter, save_adapter, sharing_copy, weight_change
+from lib.language.lora import attach, check_same_start, load_adapter, save_adapter, sharing_copy, weight_change
 from lib.language.objective import TokenObjective, token_loss
 from lib.language.registry import TextTask, text_task
 from lib.language.scoring import score
@@ -166,7 +166,10 @@ class LanguageWorkspace(Workspace):
         """The expert of a task, an adapter: trained, or read from where the profile's `adapters` says."""
         if not self.study.profile.adapters:
             return super().expert(task)
-        tensors = load_adapter(self.study.profile.adapters.format(task=task), self.adapted)
+        source = self.study.profile.adapters.format(task=task)
+        tensors = load_adapter(source, self.adapted)
+        if self.study.profile.task_vector == "adapter":
+            check_same_start(tensors, self.adapter_model.layout.views(self.adapter0.cpu()), source)
         return Expert(self.adapter_model.layout.flatten(tensors))
 
     @cached_property

@@ -1,12 +1,14 @@
 """LoRA adapters: the same as peft's own merging, saved and loaded bit for bit, errors that name the mend."""
 
+import json
+
 import pytest
 import torch
 from mini_t5 import mini_t5
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
 
-from lib.language.lora import adapted, attach, load_adapter, save_adapter, weight_change
+from lib.language.lora import adapted, attach, check_same_start, load_adapter, save_adapter, weight_change
 from lib.vectors.flat_model import FlatModel
 
 LORA = {"rank": 4, "alpha": 8}
@@ -85,6 +87,40 @@ def test_an_adapter_is_saved_and_loaded_bit_for_bit(tmp_path):
     save_adapter(fresh(), again, tmp_path / "again")
     first, second = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_layer_with_an_alpha_of_its_own_changes_as_much_as_peft_says(tmp_path):
+    pattern = {"encoder.block.0.layer.0.SelfAttention.q": 64, "v": 2}
+    config = LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=4, lora_alpha=8, target_modules=["q", "v"])
+    config.alpha_pattern = pattern
+    model = get_peft_model(mini_t5(), config)
+    model.load_state_dict(trained(), strict=False)
+    model.save_pretrained(tmp_path)
+    base, merged = mini_t5().state_dict(), model.merge_and_unload().state_dict()
+    adapter = load_adapter(str(tmp_path), fresh())
+    for name, change in weight_change(adapter, **LORA).items():
+        torch.testing.assert_close(base[name] + change, merged[name], atol=1e-6, rtol=1e-5)
+    other = fresh()
+    other.load_state_dict(adapter, strict=False)
+    again = PeftModel.from_pretrained(mini_t5(), tmp_path)
+    torch.testing.assert_close(logits(other.eval()), logits(again.eval()), atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapter_that_began_from_another_a_has_no_task_vector_of_its_parameters():
+    views = {name: own.detach() for name, own in fresh(seed=0).named_parameters() if own.requires_grad}
+    other = {name: own.detach() for name, own in fresh(seed=1).named_parameters() if own.requires_grad}
+    check_same_start(trained(), {n: t for n, t in fresh().named_parameters() if t.requires_grad}, "one")
+    with pytest.raises(ValueError, match=r"adapter hub/x did not begin .* \(cosine -?0.0\d\).* task_vector='weights'"):
+        check_same_start(other, views, "hub/x")
+
+
+@pytest.mark.parametrize("option", [{"use_rslora": True}, {"init_lora_weights": "pissa_niter_4"}])
+def test_an_adapter_that_is_no_plain_one_is_refused(tmp_path, option):
+    save_adapter(fresh(), trained(), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | option))
+    with pytest.raises(ValueError, match="is no plain LoRA adapter"):
+        load_adapter(str(tmp_path), fresh())
 
 
 @pytest.mark.parametrize(
