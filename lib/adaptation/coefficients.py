@@ -100,19 +100,19 @@ class Coefficients:
         gradient = self.pull(by_layer, base) + 2 * self.protocol.l2 * (base - self.start)
         if restart and self.protocol.moments == "reset":
             self.moments = (torch.zeros_like(self.start), torch.zeros_like(self.start), 0)
-        self._last = (base, gradient, self.moments)
+        self._last = (base, gradient, self.moments, restart)
         self.values, self.moments = self._step(*self._last)
 
-    def _step(self, base: Tensor, gradient: Tensor, moments: Moments) -> tuple[Tensor, Moments]:
-        if self.protocol.inner_optimiser == "sgd":
+    def _step(self, base: Tensor, gradient: Tensor, moments: Moments, inner: bool) -> tuple[Tensor, Moments]:
+        if inner and self.protocol.inner_optimiser == "sgd":
             return base - self.learning_rate * gradient, moments
         return adam(base, gradient, moments, self.learning_rate)
 
     def through_the_step(self, pulled: Tensor) -> Tensor:
         """dLoss/dgradient of the last update, from dLoss/dvalues after it: the transpose of the step's Jacobian."""
-        base, gradient, moments = self._last
+        base, gradient, *rest = self._last
         gradient = gradient.detach().requires_grad_()
-        values, _ = self._step(base, gradient, moments)
+        values, _ = self._step(base, gradient, *rest)
         return torch.autograd.grad(values, gradient, pulled)[0]
 
     def state(self) -> dict[str, object]:

@@ -124,7 +124,7 @@ class Levels:
         objective = self.objective_at(2 * step + 1 if self.bi_level else step)
         gradient = self._evaluate(objective, self.merging.merge(self.lambdas.merged(self.lambdas.values)), last=True)
         if self.exact:
-            gradient = gradient.clone()  # the same buffer serves the Hessian's differences
+            gradient = gradient.clone()  # the same buffer serves the product with the Hessian
             self.merging.update_mask(gradient, self._through_the_inner_step(gradient))
         else:
             self.merging.update_mask(gradient)

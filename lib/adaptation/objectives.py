@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices
-from lib.vectors.flat_model import FlatModel, Objective
+from lib.vectors.flat_model import FlatModel
 
 Inputs = TypeVar("Inputs")
 OBJECTIVES = ("entropy", "information-maximisation")
@@ -46,7 +47,9 @@ class PredictionObjective(ABC, Generic[Inputs]):
     pass, whatever T. There is no argument for labels.
 
     Where a task has more classes C than its batch has rows B, the mean over the batch cannot be even. The mean
-    prediction is then a running average over about C rows: B / C of this batch, the rest as it was before.
+    prediction is then a running average over about C rows: B / C of this batch, the rest as it was before. Its value
+    says which classes are too frequent, but only this batch can move: the gradient is that of the batch's own mean, in
+    full. (Through the running average it would be B / C of that, and hardly any with many classes.)
 
     A task's loss depends on no other task's rows, so where memory or cache is short some tasks at a time go through the
     model, forward and backward, and their gradients add up to the same G.
@@ -69,12 +72,13 @@ class PredictionObjective(ABC, Generic[Inputs]):
         mine: which tasks go through the model in this process; the others are for other ones (see `together`).
         shares: of the last evaluation, per task of `mine`: mean entropy, and entropy of the mean prediction, as a share
             of their largest possible value.
+        running: the running mean prediction of each task [C]; None before its first batch.
 
     Raises:
         ValueError: if the objective is unknown.
     """
 
-    NOT_IN_KEYS = ("mine", "shares", "_running", "rows_at_once", "frozen_bytes")
+    NOT_IN_KEYS = ("mine", "shares", "running", "rows_at_once", "frozen_bytes")
 
     def __init__(
         self,
@@ -116,36 +120,17 @@ class PredictionObjective(ABC, Generic[Inputs]):
 
     def tasks_together(self) -> int:
         """How many tasks go through the model at a time."""
-        limit, most = self.rows_at_once or sum(self.counts), max(min(self.batch, count) for count in self.counts)
-        return min(len(self.counts), max(1, limit // most))
+        most = max(min(self.batch, count) for count in self.counts)
+        return min(len(self.counts), max(1, self.rows_at_once // most)) if self.rows_at_once else len(self.counts)
 
     def rows_together(self) -> int:
         """How many rows go through the model at a time, at most."""
         return self.tasks_together() * max(min(self.batch, count) for count in self.counts)
 
-    def __call__(self, step: int) -> Objective:
+    def __call__(self, step: int) -> BatchObjective:
         """The objective on the batch of a step."""
-        rows = [(task, own) for task, own in self.rows(step).items() if task in self.mine]
-        at_once = self.tasks_together()
-        groups = [dict(rows[first : first + at_once]) for first in range(0, len(rows), at_once)]
-        inputs, before, first = [self.inputs(group) for group in groups], list(self._running), True
-
-        def objective(theta: Tensor) -> tuple[float, Tensor]:
-            nonlocal first
-            module, losses = self.model.move_to(theta), []
-            for group, own in zip(groups, inputs, strict=True):
-                logits = self.logits(module, own, group)
-                parts = [self._loss(task, part, before[task]) for task, part in zip(group, logits, strict=True)]
-                torch.stack([loss for loss, *_ in parts]).sum().backward()
-                for task, (loss, mean, share) in zip(group, parts, strict=True):
-                    losses.append(loss.detach())
-                    self.shares[task] = share
-                    if first:  # a second look at the same batch is no new evidence
-                        self._running[task] = mean
-            first = False
-            return torch.stack(losses).sum().item() if losses else 0.0, self.model.gradient
-
-        return objective
+        rows = {task: own for task, own in self.rows(step).items() if task in self.mine}
+        return BatchObjective(self, rows)
 
     def report(self, shares: Mapping[int, Tensor] | None = None) -> dict[str, float]:
         """Of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, the lowest of a mean prediction.
@@ -159,12 +144,19 @@ class PredictionObjective(ABC, Generic[Inputs]):
         single, marginal = torch.stack([shares[task] for task in sorted(shares)]).T
         return {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
 
-    def _loss(self, task: int, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """A task's loss, its mean prediction [C], and what `report` says of it [2]."""
+    def loss(self, task: int, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """A task's loss, its mean prediction [C], and what `report` says of it [2].
+
+        Args:
+            task: its number.
+            logits: of its rows [B, C].
+            before: its running mean prediction before this batch [C], or None at the start.
+        """
         single, mean = entropy(logits).mean(), logits.softmax(-1).mean(0)
         new = min(1.0, len(logits) / self.classes[task])
         if before is not None and new < 1:
-            mean = new * mean + (1 - new) * before
+            running = new * mean.detach() + (1 - new) * before
+            mean = running + (mean - mean.detach())  # the running average in value, this batch's mean in gradient
         marginal = entropy_of_mean(mean)
         loss = single - self.diversity * marginal if self.diversity else single
         share = torch.stack([single, marginal]).detach() / math.log(max(self.classes[task], 2))
@@ -173,12 +165,57 @@ class PredictionObjective(ABC, Generic[Inputs]):
     def reset(self) -> None:
         """Forget what earlier batches have told: the running mean predictions."""
         self.shares: dict[int, Tensor] = {}
-        self._running: list[Tensor | None] = [None] * len(self.counts)
+        self.running: list[Tensor | None] = [None] * len(self.counts)
 
     def state(self) -> list[Tensor | None]:
         """What a checkpoint must hold: the running mean predictions."""
-        return list(self._running)
+        return list(self.running)
 
     def load_state(self, state: list[Tensor | None]) -> None:
         """Go on from a checkpoint."""
-        self._running = [None if mean is None else mean.to(self.runtime.device) for mean in state]
+        self.running = [None if mean is None else mean.to(self.runtime.device) for mean in state]
+
+
+class BatchObjective:
+    """The objective on some rows of every task: theta [D] -> (loss, G [D]), and products with its Hessian.
+
+    Args:
+        whole: what the rows belong to.
+        rows: task -> int64 [B_t].
+    """
+
+    def __init__(self, whole: PredictionObjective, rows: Mapping[int, Tensor]) -> None:
+        given, at_once = list(rows.items()), whole.tasks_together()
+        self.whole, self.before, self.seen = whole, list(whole.running), False
+        self.groups = [dict(given[first : first + at_once]) for first in range(0, len(given), at_once)]
+        self.inputs = [whole.inputs(group) for group in self.groups]
+
+    def _groups(self, module: nn.Module) -> Iterator[dict[int, tuple[Tensor, Tensor, Tensor]]]:
+        """What `PredictionObjective.loss` gives of each task, some tasks at a time."""
+        for group, own in zip(self.groups, self.inputs, strict=True):
+            logits = self.whole.logits(module, own, group)
+            parts = zip(group, logits, strict=True)
+            yield {task: self.whole.loss(task, part, self.before[task]) for task, part in parts}
+
+    def __call__(self, theta: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient; the gradient's vector is used again by the next call."""
+        whole, losses = self.whole, []
+        module = whole.model.move_to(theta).eval()  # without dropout, whatever ran before
+        for parts in self._groups(module):
+            torch.stack([loss for loss, *_ in parts.values()]).sum().backward()
+            for task, (loss, mean, share) in parts.items():
+                losses.append(loss.detach())
+                whole.shares[task] = share
+                if not self.seen:  # a second look at the same batch is no new evidence
+                    whole.running[task] = mean
+        self.seen = True
+        return torch.stack(losses).sum().item() if losses else 0.0, whole.model.gradient
+
+    def hessian_product(self, theta: Tensor, direction: Tensor) -> Tensor:
+        """The Hessian at theta times a direction [D], by a second backward pass; in the gradient's vector, too."""
+        model = self.whole.model
+        module = model.move_to(theta).eval()
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no second derivative
+            for parts in self._groups(module):
+                model.slope(torch.stack([loss for loss, *_ in parts.values()]).sum(), direction).backward()
+        return model.gradient

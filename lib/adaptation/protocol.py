@@ -9,7 +9,7 @@ CHOICES = {
     "inner_gradient_at": ("initial", "previous"),
     "inner_optimiser": ("adam", "sgd"),
     "moments": ("kept", "reset"),
-    "final_mask": ("sample", "hard", "expected"),
+    "final_mask": ("sample", "binary", "expected", "hard"),
     "hypergradient": ("first-order", "exact"),
 }
 
@@ -30,13 +30,15 @@ class Protocol:
         outer_sample: the upper level merges with the "shared" mask sample of the inner level, or draws a "fresh" one.
         inner_gradient_at: the inner gradient is taken at the "initial" coefficients (Algorithm 1), or at the "previous"
             step's, as in both codes: they reset the coefficients after the weights were merged.
-        inner_optimiser: the inner step is one of "adam" (the paper's experiments) or of "sgd" (its Algorithm 1).
+        inner_optimiser: the inner step is one of "adam" (the paper's experiments) or of "sgd" (its Algorithm 1). Where
+            there is one level only, as in AdaMerging and in adaptation inside the final mask, Adam stays.
         moments: the inner Adam's moments are "kept" between steps (both codes), or "reset" with the coefficients.
         initial_logits: the mask's logits at the start.
         rescale: divide the mask by its mean in each layer.
-        final_mask: the mask that stays is one more "sample", the "hard" one (logits > 0), or the "expected" one.
+        final_mask: the mask that stays is one more "sample", a "binary" one (drawn too: 1 with probability
+            sigmoid(x)), the "expected" one, sigmoid(x), or the "hard" one, x > 0.
         hypergradient: the upper level treats the inner step as a constant ("first-order"), or differentiates through
-            it ("exact": two more gradients per step, for small models).
+            it ("exact": one product with the Hessian more per step, for small models).
     """
 
     clamp: bool = False

@@ -83,9 +83,11 @@ def final_mask(
     Args:
         logits: x [D].
         layout: where the layers lie.
-        kind: one more "sample" (the paper's), the "hard" mask x > 0, or the "expected" one, sigmoid(x).
+        kind: one more "sample" (the paper's); a "binary" one, drawn too: 1 with probability sigmoid(x), which is what a
+            sample becomes as the temperature goes to zero; the "expected" one, sigmoid(x); or the "hard" mask x > 0,
+            which draws nothing, so that logits near 0 become all or nothing.
         temperature: of the sample.
-        seed: names its noise.
+        seed: names the noise of a sample and of a binary mask.
         rescaled: divide it by its mean in each layer.
 
     Returns:
@@ -94,15 +96,18 @@ def final_mask(
     Raises:
         ValueError: for an unknown kind.
     """
-    if kind == "sample":
+    if kind in ("sample", "binary"):
         noise = uniform(layout, seed_of("final mask", seed), 0, logits.dtype, logits.device)
+    if kind == "sample":
         mask = sample_mask(logits, temperature, noise, layout)
-    elif kind == "hard":
-        mask = (logits > 0).to(logits.dtype) * layout.inside(logits.device)
+    elif kind == "binary":
+        mask = (noise > torch.sigmoid(-logits)).to(logits.dtype) * layout.inside(logits.device)
     elif kind == "expected":
         mask = expected_mask(logits, layout)
+    elif kind == "hard":
+        mask = (logits > 0).to(logits.dtype) * layout.inside(logits.device)
     else:
-        raise ValueError(f"final_mask={kind!r}, expected 'sample', 'hard' or 'expected'")
+        raise ValueError(f"final_mask={kind!r}, expected 'sample', 'binary', 'expected' or 'hard'")
     return rescale(mask, layout) if rescaled else mask
 
 
@@ -169,10 +174,9 @@ def coefficient_gradient(
         [T, L] if layer-wise, else [T].
     """
     seen = gradient if rescaled_mask is None else gradient * rescaled_mask
-    if not layer_wise:
-        return task_vectors @ seen
     blocks = task_vectors.unflatten(1, (-1, layout.block))
-    return layout.add_blocks(torch.einsum("tnb,nb->tn", blocks, seen.unflatten(0, (-1, layout.block))))
+    found = layout.add_blocks(torch.einsum("tnb,nb->tn", blocks, seen.unflatten(0, (-1, layout.block))))
+    return found if layer_wise else found.sum(1)
 
 
 def logit_gradient(gradient: Tensor, summed: Tensor, mask: Tensor, temperature: float, layout: Layout) -> Tensor:

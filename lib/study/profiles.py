@@ -74,7 +74,7 @@ class Profile:
     temperature: Rate
     adaptation_steps: Count
     adaptation_rate: Rate
-    final_mask: Literal["sample", "hard", "expected"]
+    final_mask: Literal["sample", "binary", "expected", "hard"]
     evaluate_every: Count
     task_vector_dtype: Literal["fp32", "bf16", "mapped"]
     micro_batch: CountOrZero

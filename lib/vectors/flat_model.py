@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,29 @@ from lib.vectors.batch_norm import statistics
 from lib.vectors.layout import Layout
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]  # theta [D] -> (loss, G [D]): all that a loop knows of a model
+
+
+@dataclass(frozen=True)
+class Differentiable:
+    """An objective made of a loss that torch can differentiate: theta [D] -> (loss, G [D]).
+
+    Attributes:
+        loss: theta [D] -> [].
+    """
+
+    loss: Callable[[Tensor], Tensor]
+
+    def __call__(self, theta: Tensor) -> tuple[float, Tensor]:
+        """The loss and its gradient."""
+        theta = theta.detach().requires_grad_()
+        loss = self.loss(theta)
+        return loss.item(), torch.autograd.grad(loss, theta)[0]
+
+    def hessian_product(self, theta: Tensor, direction: Tensor) -> Tensor:
+        """The Hessian at theta times a direction [D]."""
+        theta = theta.detach().requires_grad_()
+        gradient = torch.autograd.grad(self.loss(theta), theta, create_graph=True)[0]
+        return torch.autograd.grad(gradient, theta, direction)[0]
 
 
 class FlatModel:
@@ -55,6 +79,11 @@ class FlatModel:
         parts = {"module": of_module(self.module, without=given), "layout": self.layout}
         return parts | {"initial_statistics": self.initial_statistics}
 
+    @property
+    def frozen(self) -> set[str]:
+        """The layers that no gradient reaches, because their parameters do not ask for one."""
+        return {name for name, own in self._parameters.items() if not own.requires_grad}
+
     def initial(self) -> Tensor:
         """A flat copy of the module's present parameters: theta [D]."""
         return self.layout.flatten(self._parameters, out=torch.zeros_like(self.gradient))
@@ -73,3 +102,16 @@ class FlatModel:
                 parameter.grad = self._gradient_views[name]
         self.gradient.zero_()
         return self.module
+
+    def slope(self, loss: Tensor, direction: Tensor) -> Tensor:
+        """The derivative of a loss along a direction [D], at which the module is; its `backward()` writes H d.
+
+        Args:
+            loss: of the module's present parameters, [].
+            direction: d [D].
+        """
+        views = self.layout.views(direction)
+        moving = {name: own for name, own in self._parameters.items() if name not in self.frozen}
+        gradients = torch.autograd.grad(loss, list(moving.values()), create_graph=True, allow_unused=True)
+        parts = zip(moving, gradients, strict=True)
+        return torch.stack([(own * views[name]).sum() for name, own in parts if own is not None]).sum()

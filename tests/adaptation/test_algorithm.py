@@ -152,7 +152,10 @@ def test_the_upper_level_alone_is_concrete_task_arithmetic():
 @pytest.mark.parametrize("optimiser", ["sgd", "adam"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_inner_level_alone_is_adamerging(masked, optimiser):
-    """Layer-wise, in the whole space and inside a mask; each step from where the last one ended."""
+    """Layer-wise, in the whole space and inside a mask; each step from where the last one ended.
+
+    Adam, whatever the optimiser of an inner level: where there is one level only, there is no inner one.
+    """
     layout, theta0, vectors, at = world()
     layers = Layers(layout)
     mask = layers.masked(torch.linspace(-2, 2, layout.length).double(), torch.full_like(theta0, 0.3))[1]
@@ -166,7 +169,7 @@ def test_the_inner_level_alone_is_adamerging(masked, optimiser):
     for step in range(STEPS):
         loss, gradient = at(step)(layers.merged(theta0, vectors, lambdas, used)[0])
         gradient = layers.by_coefficients(gradient, vectors, used)
-        lambdas = lambdas - RATE * gradient if optimiser == "sgd" else adam_step(lambdas, gradient, moments, RATE)
+        lambdas = adam_step(lambdas, gradient, moments, RATE)
         losses.append(loss)
     assert (lambdas - START).abs().max() > RATE
     torch.testing.assert_close(found.coefficients, lambdas, atol=1e-9, rtol=1e-9)

@@ -98,6 +98,34 @@ def test_the_mean_prediction_runs_on_where_classes_outnumber_the_batch():
     assert fresh(3)(theta)[0] != batches(3)(theta)[0]
 
 
+@pytest.mark.parametrize(("classes", "batch"), [(5, 8), (20, 8), (100, 4)])
+def test_the_diversity_term_pulls_as_hard_as_that_of_all_rows_however_many_classes(classes, batch):
+    """At one point the mean of many batches' gradients is the gradient of H(mean over all rows), not B / C of it."""
+    model, (head,), sets, preprocess, runtime = parts(classes=(classes,), images=80)
+    head *= 3  # sure of single images, so that their mean is far from even
+    theta, gradients = model.initial(), {}
+    for objective in OBJECTIVES:
+        options = {"batch": batch, "seed": 0, "objective": objective}
+        batches, steps = ImageObjective(model, [head], sets, preprocess, runtime, **options), 6 * 80 // batch
+        found = torch.stack([batches(step)(theta)[1].clone() for step in range(steps)])
+        gradients[objective] = found[steps // 2 :].mean(0)  # the running mean has run in
+    diversity = gradients["information-maximisation"] - gradients["entropy"]
+    features = nn.functional.normalize(model.move_to(theta)(preprocess(sets[0])), dim=-1)
+    (-entropy_of_mean((features @ head.T).softmax(-1).mean(0))).backward()
+    whole = model.gradient
+    assert (diversity @ whole / whole.square().sum()).item() == pytest.approx(1, abs=0.2)
+    assert nn.functional.cosine_similarity(diversity, whole, dim=0) > 0.9
+
+
+def test_without_a_limit_all_tasks_are_one_batch_also_where_some_have_few_rows():
+    model, heads, _, preprocess, runtime = parts(classes=(3, 3, 3, 3))
+    sets = [torch.randint(0, 256, (count, 3, SIDE, SIDE), dtype=torch.uint8) for count in (64, 10, 10, 10)]
+    model.module.append(nn.BatchNorm1d(WIDTH))
+    batches = ImageObjective(FlatModel(model.module), heads, sets, preprocess, runtime, batch=64, seed=0)
+    assert batches.tasks_together() == 4
+    assert batches.rows_together() >= 64 + 10 + 10 + 10
+
+
 def test_batches_repeat_only_after_an_epoch():
     model, heads, sets, preprocess, runtime = parts(images=40)
     batches = ImageObjective(model, heads, sets, preprocess, runtime, batch=8, seed=0)

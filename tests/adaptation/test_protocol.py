@@ -5,9 +5,10 @@ import torch
 
 from lib import concrete
 from lib.adaptation.loop import adapt
-from lib.adaptation.protocol import Protocol
+from lib.adaptation.protocol import CHOICES, Protocol
 from lib.concrete.noise import uniform
 from lib.runtime.rng import seed_of
+from lib.vectors.flat_model import Differentiable
 from lib.vectors.layout import Layout
 
 
@@ -26,11 +27,7 @@ def curved(layout):
         torch.manual_seed(100 + step)
         target, weight = torch.randn(layout.length).double(), torch.rand(layout.length).double()
 
-        def objective(theta):
-            away = theta - target
-            return (weight * away.cosh()).sum().item(), weight * away.sinh()
-
-        return objective
+        return Differentiable(lambda theta: (weight * (theta - target).cosh()).sum())
 
     return at
 
@@ -149,11 +146,25 @@ def test_final_masks():
     )
     sample = concrete.final_mask(logits, layout, "sample", seed=1, rescaled=False)
     assert not torch.equal(sample, concrete.final_mask(logits, layout, "sample", seed=2, rescaled=False))
-    torch.testing.assert_close(
-        concrete.layer_means(concrete.final_mask(logits, layout, "sample"), layout), torch.ones(layout.layers)
-    )
+    for kind in CHOICES["final_mask"]:
+        mask = concrete.final_mask(logits, layout, kind)
+        torch.testing.assert_close(concrete.layer_means(mask, layout), torch.ones(layout.layers))
     with pytest.raises(ValueError, match="final_mask='soft'"):
         concrete.final_mask(logits, layout, "soft")
+
+
+def test_a_binary_mask_is_drawn_with_the_probability_of_its_logits():
+    layout = Layout(("a", "b"), ((200, 200), (50,)))
+    for logit in (-2.0, 0.0, 0.3):
+        logits = torch.full((layout.length,), logit)
+        mask = concrete.final_mask(logits, layout, "binary", seed=3, rescaled=False)
+        assert set(mask.unique().tolist()) == {0.0, 1.0}
+        assert (mask * (1 - layout.inside())).sum() == 0
+        share = mask.sum().item() / layout.parameters
+        assert share == pytest.approx(torch.tensor(logit).sigmoid().item(), abs=0.01), "five standard errors"
+        limit = concrete.final_mask(logits, layout, "sample", temperature=1e-6, seed=3, rescaled=False)
+        assert torch.equal(mask, limit.round()), "what a sample becomes as the temperature goes to zero"
+    assert not torch.equal(mask, concrete.final_mask(logits, layout, "binary", seed=4, rescaled=False))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from mini_t5 import mini_t5
 
 from lib.adaptation.objectives import OBJECTIVES
+from lib.language.lora import attach
 from lib.language.objective import TokenObjective
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
@@ -71,6 +72,18 @@ def test_only_the_named_parameters_are_moved_and_have_a_gradient():
     assert gradient.abs().sum() > 0
     assert all(torch.equal(dict(module.named_parameters())[name], tensor) for name, tensor in frozen.items())
     assert loss > 0
+
+
+def test_no_dropout_while_adapting_whatever_ran_before():
+    adapter = attach(mini_t5(), rank=4, alpha=8, targets=["q", "v"], dropout=0.5)
+    names = [name for name, parameter in adapter.named_parameters() if parameter.requires_grad]
+    model = FlatModel(adapter, names=names)
+    theta = model.initial() + 0.1 * torch.randn(model.layout.length)
+    batches = objective(model, prompts())
+    model.module.train()  # as fine-tuning leaves it
+    losses = {batches(0)(theta)[0] for _ in range(3)}
+    model.module.eval()
+    assert losses == {batches(0)(theta)[0]}
 
 
 def test_there_is_no_way_in_for_targets_and_wrong_prompts_are_refused():

@@ -176,7 +176,8 @@ def world() -> World:
     torch.manual_seed(4)  # at which every test of `clamp` has coefficients outside and inside [0, 1]
     shape = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
     problem = make_problem(Tower(VisionTransformer(num_classes=WIDTH, **shape)), TASKS, 0, torch.float64)
-    heads = [2 * torch.randn(classes, WIDTH, dtype=torch.float64) for classes in (3, 5, 4)]
+    classes = (3, 25, 4)  # fewer and more than the images of a batch
+    heads = [2 * torch.randn(own, WIDTH, dtype=torch.float64) for own in classes]
     pixels = [[torch.randn(BATCH, 3, 8, 8, dtype=torch.float64) for _ in range(2 * STEPS)] for _ in range(TASKS)]
     return World(problem, heads, pixels)
 

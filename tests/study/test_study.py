@@ -38,7 +38,7 @@ def test_defaults_and_overrides():
             {"profile": "tiny-t5"},
             "profile 'tiny-t5' is one of language, this notebook needs one of vision: tiny, ",
         ),
-        ({"final_mask": "soft"}, "parameter 'final_mask' is 'soft', expected 'sample', 'hard' or 'expected'"),
+        ({"final_mask": "soft"}, "parameter 'final_mask' is 'soft', expected 'sample', 'binary', 'expected' or 'hard'"),
         ({"tasks": "scenes scenes"}, "none of them twice"),
         ({"device": "gpu"}, "unknown device 'gpu'; known: auto, cpu, cuda, mps"),
         ({"precision": "fp8"}, "unknown precision 'fp8'; known: auto, fp32, bf16"),
