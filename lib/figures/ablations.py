@@ -13,8 +13,8 @@ from lib.figures.plotting import band, in_order, method_colours, new_figure, per
 Table = pd.DataFrame
 PAPER_TEMPERATURE = 0.5
 NO_MASK = "none"  # value of `final_mask` in the row of plain Task Arithmetic
-FINAL_MASKS = ("expected", "sample", "hard")
-MARKERS = dict(zip(FINAL_MASKS, "osD", strict=True))
+FINAL_MASKS = ("expected", "sample", "binary", "hard")
+MARKERS = dict(zip(FINAL_MASKS, "os^D", strict=True))
 MEASURES = {
     "cosine": "mean cosine between task vectors",
     "sign_conflict": "share of sign conflicts,\nweighted by magnitude (%)",
@@ -45,7 +45,7 @@ def _temperature_axis(axes: Axes, temperatures: pd.Series) -> None:
 
 
 def temperature(table: Table) -> Figure:
-    """Accuracy with three final masks, what the mask looks like, and what rounding costs, against the temperature.
+    """Accuracy with each kind of final mask against the temperature, what the mask looks like, and what a kind costs.
 
     Args:
         table: temperature, final_mask, accuracy, density, hard_share, undecided_share, seed; without a temperature the
@@ -63,15 +63,15 @@ def temperature(table: Table) -> Figure:
     left.set_title(f"The mask that stays ({seed_count(table)})")
     left.legend(frameon=False, title="final mask")
 
-    once = masked[masked["final_mask"] == FINAL_MASKS[0]].assign(binary=lambda rows: 1 - rows["undecided_share"])
+    once = masked[masked["final_mask"] == FINAL_MASKS[0]].assign(decided=lambda rows: 1 - rows["undecided_share"])
     columns = {
         "density": "density, mean of sigmoid(x)",
         "hard_share": "share of ones, x > 0",
-        "binary": "nearly binary in a sample",
+        "decided": "nearly binary in a sample",
     }
     for number, (column, label) in enumerate(columns.items()):
         rows = mean_and_std(once, "temperature", column)
-        _bars(middle, rows, factor=100, color=f"C{number + 3}", marker="^vX"[number], label=label)
+        _bars(middle, rows, factor=100, color=f"C{number + 4}", marker="vXP"[number], label=label)
     percent_axis(middle, "y", "share of entries (%)")
     middle.set(title="The mask that was learned", ylim=(0, 105))
     middle.legend(frameon=False)
@@ -81,7 +81,7 @@ def temperature(table: Table) -> Figure:
         rows = mean_and_std(wide.assign(gap=wide["expected"] - wide[kind]), "temperature", "gap")
         _bars(right, rows, factor=100, color=f"C{number}", marker=MARKERS[kind], label=f"expected - {kind}")
     right.axhline(0, color="0.5", lw=1)
-    right.set(ylabel="accuracy lost (points, within a seed)", title="The gap between soft and hard")
+    right.set(ylabel="accuracy lost (points, within a seed)", title="Against the expected mask")
     right.legend(frameon=False)
     for axes in (left, middle, right):
         _temperature_axis(axes, masked["temperature"])

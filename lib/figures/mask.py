@@ -72,7 +72,8 @@ def planted(table: Table) -> Figure:
     percent_axis(left, "y", "share of coordinates (%)")
     left.set(xlabel="step", title="The learned mask finds the planted subspace")
     left.legend(frameon=False, loc="lower right")
-    final = table.groupby(["mask", "seed"], sort=False)["loss"].last().groupby("mask", sort=False)
+    scored = table.dropna(subset="loss")
+    final = scored.groupby(["mask", "seed"], sort=False)["loss"].last().groupby("mask", sort=False)
     mean, spread = final.mean().sort_values(ascending=False), final.std(ddof=1)
     for height, name in enumerate(mean.index):
         right.errorbar(mean[name], height, xerr=spread[name], fmt="o", ms=8, capsize=4, color=f"C{height}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lib.adaptation.objectives import PredictionObjective
 from lib.fusion import weight_averaging
-from lib.runtime.keys import digest
+from lib.runtime.keys import code_of, digest
 from lib.runtime.rng import batch_indices
 from lib.study.setting import HeldOut, Setting
 from lib.study.study import Study
@@ -221,7 +221,8 @@ class Workspace(ABC):
         def average() -> Tensor:
             return weight_averaging(self.theta0, setting.task_vectors.to(self.theta0), self.layout)
 
-        return HeldOut(accuracy, average, self.scored(**where))
+        code = [code_of(kind.__module__) for kind in type(self).__mro__]  # of `evaluate`, and of what it calls
+        return HeldOut(accuracy, average, {"code": code, **self.scored(**where)})
 
     def _objective_options(self, setting: Setting) -> dict[str, object]:
         return {

@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = index(
     {
         "batch_norm": "reestimate_batch_norm",
         "fine_tuning": "Expert fine_tune",
-        "flat_model": "FlatModel Objective",
+        "flat_model": "Differentiable FlatModel Objective",
         "layout": "Layout",
         "streaming": "stream_sum",
         "task_vectors": "cosine_similarity layer_kind layer_norms sign_agreement task_vectors",
