@@ -23,7 +23,7 @@ except ValueError as error:  # data/profiles.toml cannot be read
 # One row per notebook: the notebooks whose results it needs, the tables it writes.
 NOTEBOOKS = {
     "00_pretraining": ([], ["pretraining", "probe"]),
-    "01_fine_tuning": (["00_pretraining"], ["learning_curves", "cross_evaluation"]),
+    "01_fine_tuning": ([], ["learning_curves", "cross_evaluation"]),
     "02_task_vectors": (["01_fine_tuning"], ["norms", "similarity"]),
     "03_fusion_baselines": (["02_task_vectors"], ["fusion", "scaling", "baselines"]),
     "04_concrete_mask": (["02_task_vectors"], ["mask_samples", "convergence", "planted"]),
@@ -38,7 +38,7 @@ NOTEBOOKS = {
     "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
-    "14_architectures": (["01_fine_tuning"], ["activation_variance", "running_statistics", "architectures"]),
+    "14_architectures": ([], ["activation_variance", "running_statistics", "architectures"]),
     "15_real_images": ([], ["learning_curves", "real_images", "weak_experts"]),
     "20_language_fine_tuning": ([], ["learning_curves", "cross_evaluation", "similarity", "adapter_spaces"]),
     "21_language_fusion": (["20_language_fine_tuning"], ["fusion", "scaling", "baselines"]),

@@ -13,8 +13,8 @@ from lib.runtime.disk import ROOT
 from lib.study.inputs import label_of, without_data
 from lib.study.profiles import get_profile
 
-FIRST, SECOND = "00_pretraining", "01_fine_tuning"
-TABLES = {FIRST: ("pretraining", "probe"), SECOND: ("learning_curves", "cross_evaluation")}
+FIRST, SECOND = "01_fine_tuning", "02_task_vectors"
+TABLES = {FIRST: ("learning_curves", "cross_evaluation"), SECOND: ("norms", "similarity")}
 CHANGED = {"mask_steps": 7, "experts": "/a place/{task}/finetuned.pt"}  # a value that shells could take apart
 LABEL = label_of(get_profile("tiny", **CHANGED))  # the experts, which are not there, count as ones on the hub
 PARAMETERS = "profile, seed, mask_steps, experts = '', -1, 0, ''"
