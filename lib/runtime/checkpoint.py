@@ -26,7 +26,7 @@ class Checkpoint:
 
     def __init__(self, path: Path | None, every: float = 10.0) -> None:
         self.path, self.every = path, every
-        self._last, self._pause = time.monotonic(), every
+        self._last, self._took = time.monotonic(), 0.0
 
     def load(self) -> dict | None:
         """The saved state, or None when there is none (or it was cut off while being written by the machine)."""
@@ -44,10 +44,10 @@ class Checkpoint:
         began = time.monotonic()
         self._write(state())
         self._last = time.monotonic()
-        self._pause = self.every and max(self.every, SHARE * (self._last - began))
+        self._took = self._last - began
 
     def _due(self) -> bool:
-        return time.monotonic() - self._last >= self._pause
+        return time.monotonic() - self._last >= (self.every and max(self.every, SHARE * self._took))
 
     def _write(self, state: dict) -> None:
         with atomic_path(self.path) as temporary:
