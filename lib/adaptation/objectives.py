@@ -130,7 +130,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         groups = [dict(rows[first : first + at_once]) for first in range(0, len(rows), at_once)]
         inputs, before, first = [self.inputs(group) for group in groups], list(self._running), True
 
-        def objective(theta: Tensor) -> tuple[float, Tensor]:
+        def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal first
             module, losses = self.model.move_to(theta), []
             for group, own in zip(groups, inputs, strict=True):
@@ -143,11 +143,12 @@ class PredictionObjective(ABC, Generic[Inputs]):
                     if first:  # a second look at the same batch is no new evidence
                         self._running[task] = mean
             first = False
-            return torch.stack(losses).sum().item() if losses else 0.0, self.model.gradient
+            gradient = self.model.gradient
+            return torch.stack(losses).sum() if losses else gradient.new_zeros(()), gradient
 
         return objective
 
-    def report(self, shares: Mapping[int, Tensor] | None = None) -> dict[str, float]:
+    def report(self, shares: Mapping[int, Tensor] | None = None) -> dict[str, Tensor]:
         """Of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, the lowest of a mean prediction.
 
         Args:
@@ -157,7 +158,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         if not shares:
             return {}
         single, marginal = torch.stack([shares[task] for task in sorted(shares)]).T
-        return {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
+        return {"entropy": single.mean(), "marginal_entropy": marginal.min()}
 
     def _loss(self, task: int, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """A task's loss, its mean prediction [C], and what `report` says of it [2]."""

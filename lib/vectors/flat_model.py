@@ -11,7 +11,8 @@ from lib.runtime.keys import of_module
 from lib.vectors.batch_norm import statistics
 from lib.vectors.layout import Layout
 
-Objective = Callable[[Tensor], tuple[float, Tensor]]  # theta [D] -> (loss, G [D]): all that a loop knows of a model
+# theta [D] -> (loss, G [D]): all that a loop knows of a model. The loss may be a tensor [] that is left on the device.
+Objective = Callable[[Tensor], tuple[float | Tensor, Tensor]]
 
 
 class FlatModel:
