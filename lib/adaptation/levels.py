@@ -28,7 +28,8 @@ class Levels:
     Attributes:
         lambdas: the merging coefficients.
         merging: theta from coefficients and mask, and the way back.
-        loss: of the last step, at the upper level where there is one (nats, summed over this process's tasks).
+        loss: of the last step, at the upper level where there is one (nats, summed over this process's tasks); a
+            number, or a tensor that is still on the device, like all that `report` and `draw_mask` say.
         report: what the objective said of that evaluation.
     """
 
@@ -92,7 +93,7 @@ class Levels:
             return task_vectors.sum(0, keepdim=True)
         return weighted_sum(task_vectors, like.new_ones(len(task_vectors)), self.shard.layout)[None]
 
-    def draw_mask(self, step: int) -> dict[str, float]:
+    def draw_mask(self, step: int) -> dict[str, Tensor]:
         """Line 3: sample the mask. A "fresh" sample of the upper level has a number of its own.
 
         Returns:
@@ -100,8 +101,9 @@ class Levels:
         """
         means = self.merging.draw(2 * step if self.protocol.outer_sample == "fresh" else step)
         layout = self.shard.layout
-        mean = (means * layout.counts(means)).sum().item() / layout.parameters
-        return {"mask_mean": mean, "lowest_density": means.min().item()}
+        total = (means * layout.counts(means)).sum()
+        wide = total if total.device.type == "mps" else total.double()  # an Apple GPU has no float64
+        return {"mask_mean": wide / layout.parameters, "lowest_density": means.min()}
 
     def inner_step(self, step: int) -> None:
         """Lines 4 and 5: merge, and move the coefficients one step down the loss with the mask held fixed.

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,7 +45,7 @@ from lib.runtime.progress import progress
 from lib.vectors.flat_model import Objective
 from lib.vectors.layout import Layout
 
-LOOK_EVERY = 25  # steps between two looks for failure signatures
+LOOK_EVERY = 25  # steps between two looks at the curve: till then its numbers stay on the device, which goes on working
 PATIENCE = 100  # steps after which a loss that has not fallen is worth a warning: batches differ more than steps move
 
 
@@ -148,31 +149,31 @@ def adapt(
     said = set(signatures(curve, PATIENCE))
 
     def recent_loss() -> str:
-        return f"loss {curve[-1]['loss']:.3f}" if curve else ""
+        return f"loss {float(curve[-1]['loss']):.3f}" if curve else ""
 
     for step in progress(range(len(curve), steps), label, total=steps, postfix=recent_loss, begin=len(curve)):
         row = one_step(levels, step)
-        if not math.isfinite(row["loss"]):
-            raise ValueError(f"{label}: the loss is {row['loss']} at step {step}; lower the learning rate")
         row |= watch(levels.merging) if watch else {}
         if evaluate and evaluate_every and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
             row |= evaluate(levels.outcome()[:length])
-        curve.append({name: float(value) for name, value in row.items()} | {"step": step})  # what a checkpoint can hold
+        numbers = {name: value if isinstance(value, Tensor) else float(value) for name, value in row.items()}
+        curve.append(numbers | {"step": step})
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
-            _warn(label, curve, said)
-        checkpoint.save(lambda: {**levels.state(), "curve": curve})
+            _warn(label, _read(label, curve), said)
+        checkpoint.save(lambda: {"curve": _read(label, curve), **levels.state()})
     found, logits = levels.final_coefficients, levels.logits
     found = found if coefficients else found.expand(tasks)
     return Adapted(found.clone(), None if logits is None else logits[:length], pd.DataFrame(curve))
 
 
-def one_step(levels: Levels, step: int) -> dict[str, float]:
+def one_step(levels: Levels, step: int) -> dict[str, float | Tensor]:
     """Lines 3 to 7 of Algorithm 1, as far as the method has them.
 
     Returns:
-        A row of the curve: step, what the mask is like, loss of all processes, what the objective reports.
+        A row of the curve: step, what the mask is like, loss of all processes, what the objective reports. Numbers
+        that a device made are still there: to read one would be to wait for all that the device has to do.
     """
-    row: dict[str, float] = {"step": step}
+    row: dict[str, float | Tensor] = {"step": step}
     if levels.learn_mask:
         row |= levels.draw_mask(step)
     if levels.learn_coefficients:
@@ -183,6 +184,23 @@ def one_step(levels: Levels, step: int) -> dict[str, float]:
 
 
 adapt.together = shared_by_processes
+
+
+def _read(label: str, curve: list[dict[str, float | Tensor]]) -> list[dict[str, float]]:
+    """The curve as plain numbers, in place; those of the steps since the last look come from the device in one copy.
+
+    Raises:
+        ValueError: if a loss is not finite, naming the first step.
+    """
+    recent = curve[-LOOK_EVERY:]
+    waiting = [(row, name) for row in recent for name, value in row.items() if isinstance(value, Tensor)]
+    numbers = torch.stack([row[name].detach() for row, name in waiting]).tolist() if waiting else []
+    for (row, name), number in zip(waiting, numbers, strict=True):
+        row[name] = number
+    for row in recent:
+        if not math.isfinite(row["loss"]):
+            raise ValueError(f"{label}: the loss is {row['loss']} at step {row['step']}; lower the learning rate")
+    return curve
 
 
 def _warn(label: str, curve: list[dict[str, float]], said: set[str]) -> None:

@@ -132,7 +132,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         rows = {task: own for task, own in self.rows(step).items() if task in self.mine}
         return BatchObjective(self, rows)
 
-    def report(self, shares: Mapping[int, Tensor] | None = None) -> dict[str, float]:
+    def report(self, shares: Mapping[int, Tensor] | None = None) -> dict[str, Tensor]:
         """Of the last evaluation: `entropy`, mean over tasks, and `marginal_entropy`, the lowest of a mean prediction.
 
         Args:
@@ -142,7 +142,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         if not shares:
             return {}
         single, marginal = torch.stack([shares[task] for task in sorted(shares)]).T
-        return {"entropy": single.mean().item(), "marginal_entropy": marginal.min().item()}
+        return {"entropy": single.mean(), "marginal_entropy": marginal.min()}
 
     def loss(self, task: int, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """A task's loss, its mean prediction [C], and what `report` says of it [2].
@@ -197,8 +197,8 @@ class BatchObjective:
             parts = zip(group, logits, strict=True)
             yield {task: self.whole.loss(task, part, self.before[task]) for task, part in parts}
 
-    def __call__(self, theta: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient; the gradient's vector is used again by the next call."""
+    def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss [] and gradient; the gradient's vector is used again by the next call."""
         whole, losses = self.whole, []
         module = whole.model.move_to(theta).eval()  # without dropout, whatever ran before
         for parts in self._groups(module):
@@ -209,7 +209,8 @@ class BatchObjective:
                 if not self.seen:  # a second look at the same batch is no new evidence
                     whole.running[task] = mean
         self.seen = True
-        return torch.stack(losses).sum().item() if losses else 0.0, whole.model.gradient
+        gradient = whole.model.gradient
+        return torch.stack(losses).sum() if losses else gradient.new_zeros(()), gradient
 
     def hessian_product(self, theta: Tensor, direction: Tensor) -> Tensor:
         """The Hessian at theta times a direction [D], by a second backward pass; in the gradient's vector, too."""

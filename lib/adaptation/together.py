@@ -11,6 +11,7 @@ import copy
 from dataclasses import replace
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor
 
 from lib.adaptation.objectives import PredictionObjective
@@ -59,17 +60,21 @@ class SharedObjective:
         """The objective on the batch of a step: theta [D] -> this process's loss, and its gradient [D]."""
         own, length = self.objective(step), len(self.objective.model.gradient)
 
-        def objective(theta: Tensor) -> tuple[float, Tensor]:
+        def objective(theta: Tensor) -> tuple[Tensor, Tensor]:
             loss, gradient = own(theta[:length])
             lacking = self.shard.layout.length - length  # empty blocks of a layout in parts
             return loss, torch.nn.functional.pad(gradient, (0, lacking)) if lacking else gradient
 
         return objective
 
-    def report(self) -> dict[str, float]:
-        """As the whole objective's, of all tasks; every process must ask."""
-        shares = {task: share.cpu() for task, share in self.objective.shares.items()}
-        return self.objective.report(_joined(ranks.everyone(shares)))
+    def report(self) -> dict[str, Tensor]:
+        """As the whole objective's, of all tasks; every process must ask. No number leaves the device for it."""
+        every = self.objective.model.gradient.new_zeros(len(self.objective.counts), 2)
+        for task, share in self.objective.shares.items():
+            every[task] = share
+        if self.shard.ranks > 1:
+            distributed.all_reduce(every)  # each task is one process's own, and zero for the others
+        return self.objective.report(dict(enumerate(every)))
 
     def reset(self) -> None:
         """Forget an earlier run."""

@@ -192,7 +192,7 @@ class MergeStep:
             summed,
             self.shard.per_block(factor / self._mean),
             self.shard.per_block(common),
-            torch.tensor(scalars, dtype=torch.float64).to(self.theta),
+            torch.stack([self._mean.new_full((), value) for value in scalars]),  # filled, not copied from the host
         )
         return by_layer
 

@@ -61,9 +61,9 @@ def block_keys(blocks: int, seed: int, step: int, *, first: int = 0, device: tor
     Returns:
         int32 [2, blocks, 1].
     """
-    base = splitmix64(splitmix64(torch.tensor(seed)) + step)
+    base = splitmix64(splitmix64(torch.tensor(seed)) + step).item()  # on the host: a GPU is given a plain number
     numbers = torch.arange(first + 1, first + 1 + blocks, device=device)
-    keys = splitmix64(base.to(device) + numbers * GOLDEN_64)
+    keys = splitmix64(numbers * GOLDEN_64 + base)
     return torch.stack([keys & 0xFFFFFFFF, keys >> 32]).to(torch.int32).unsqueeze(-1)
 
 

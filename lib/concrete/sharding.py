@@ -106,10 +106,10 @@ class Shard:
             gradient = own
         return gradient.unflatten(0, (-1, self.layout.block))
 
-    def total(self, loss: float) -> float:
-        """The sum of all ranks' losses."""
+    def total(self, loss: float | Tensor) -> float | Tensor:
+        """The sum of all ranks' losses; on the device, where they are there."""
         if self.ranks == 1:
             return loss
-        every = torch.tensor(loss, dtype=torch.float64)
+        every = torch.as_tensor(loss).to(torch.float64, copy=True)
         distributed.all_reduce(every)
-        return every.item()
+        return every

@@ -11,14 +11,22 @@ import torch
 from lib.runtime import ranks
 from lib.runtime.disk import atomic_path
 
+SHARE = 20  # a save is paid for by so many times its duration of work, so that saving costs at most 5 % of the time
+
 
 class Checkpoint:
-    """The state of an unfinished loop: saved now and then, atomically, and loaded without running any code."""
+    """The state of an unfinished loop: saved now and then, atomically, and loaded without running any code.
+
+    Args:
+        path: of the file; None keeps nothing.
+        every: seconds between two saves, at least, and more where saving takes long (see `SHARE`); 0 for every step.
+    """
 
     device: str | None = None  # where tensors are loaded to; None for where they were saved
 
     def __init__(self, path: Path | None, every: float = 10.0) -> None:
-        self.path, self.every, self._last = path, every, time.monotonic()
+        self.path, self.every = path, every
+        self._last, self._took = time.monotonic(), 0.0
 
     def load(self) -> dict | None:
         """The saved state, or None when there is none (or it was cut off while being written by the machine)."""
@@ -30,15 +38,16 @@ class Checkpoint:
             raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
 
     def save(self, state: Callable[[], dict]) -> None:
-        """Save `state()` when more than `every` seconds passed since the last time."""
+        """Save `state()` when enough time has passed since the last time."""
         if self.path is None or not self._due():
             return
-        whole = state()
-        self._write(whole)
+        began = time.monotonic()
+        self._write(state())
         self._last = time.monotonic()
+        self._took = self._last - began
 
     def _due(self) -> bool:
-        return time.monotonic() - self._last >= self.every
+        return time.monotonic() - self._last >= (self.every and max(self.every, SHARE * self._took))
 
     def _write(self, state: dict) -> None:
         with atomic_path(self.path) as temporary:

@@ -65,6 +65,9 @@ def choose_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
         device = _own_gpu(device)
     if precision == "auto":
         precision = "bf16" if kind == "cuda" else "fp32"
+    if kind == "cuda":  # what is not under autocast is float32 throughout: torch's default rounds convolutions to TF32
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
     return Runtime(device, precision)
 
 

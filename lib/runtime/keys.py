@@ -28,6 +28,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, Modul
 import numpy as np
 import pandas as pd
 import torch
+import xxhash
 from torch import Tensor, nn
 
 # Arguments that say how a result is made or shown and never what it is (but for rounding, as between devices).
@@ -40,6 +41,7 @@ RUNNING = frozenset(
 )
 PLAIN = (str, int, float, bool, type(None))
 STARTED = time.time()
+PIECE = 64 << 20  # bytes hashed at a time: no second copy of a large tensor is made
 
 
 def key_of(determines: Mapping[str, object]) -> str:
@@ -58,17 +60,33 @@ def key_of(determines: Mapping[str, object]) -> str:
 def digest(*tensors: Tensor) -> str:
     """A short hash of the tensors' types, shapes and values, for keys.
 
-    What `remember_digest` said of a tensor stands for its values: images that are mapped are not read for it.
+    What `remember_digest` said of a tensor stands for its values: images that are mapped are not read for it. The hash
+    (XXH3, https://xxhash.com) is as fast as memory; it guards against mistakes, not against forgery.
     """
-    total = hashlib.sha256()
+    total = xxhash.xxh3_128()
     for tensor in tensors:
         total.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
         known, version = getattr(tensor, "_known_digest", ("", 0))
         if known and version == tensor._version:
             total.update(known.encode())
         else:
-            total.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            for piece in _pieces(tensor.detach()):
+                total.update(piece.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return total.hexdigest()[:16]
+
+
+def _pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """All values in order, some at a time: views, so that only a piece is ever copied, from a device or a strided view.
+
+    Where the pieces end does not matter to the hash.
+    """
+    if tensor.is_contiguous():
+        yield from tensor.view(-1).split(max(1, PIECE // tensor.element_size()))
+    elif tensor.nbytes <= PIECE:
+        yield tensor
+    else:
+        for row in tensor:
+            yield from _pieces(row)
 
 
 def remember_digest(tensor: Tensor, text: str) -> None:
@@ -95,7 +113,7 @@ def content(value: object, _within: tuple[int, ...] = ()) -> object:
     within = (*_within, id(value))
     inside = functools.partial(content, _within=within)
     if isinstance(value, np.ndarray | np.generic):
-        return ["array", str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()[:16]]
+        return ["array", str(value.dtype), list(value.shape), xxhash.xxh3_128_hexdigest(value.tobytes())[:16]]
     if isinstance(value, pd.DataFrame):
         return ["table", list(map(str, value.columns)), list(map(str, value.dtypes)), value.to_csv()]
     if isinstance(value, Mapping):

@@ -93,11 +93,15 @@ def _bar(
     iterable: Iterable[Item], label: str, total: int | None, postfix: Callable[[], str] | None, begin: int
 ) -> Iterator[Item]:
     options = {"desc": label, "total": total, "initial": begin, "file": sys.stderr, "dynamic_ncols": True}
+    said = 0.0
     with tqdm(iterable, **options) as bar:
         for item in bar:
             yield item
-            if postfix is not None:
+            if postfix is not None and time.monotonic() - said >= 1:  # not every time: it may have to ask a GPU
                 bar.set_postfix_str(postfix(), refresh=False)
+                said = time.monotonic()
+        if postfix is not None:
+            bar.set_postfix_str(postfix(), refresh=False)
 
 
 def _print_line(

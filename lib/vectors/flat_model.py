@@ -12,7 +12,8 @@ from lib.runtime.keys import of_module
 from lib.vectors.batch_norm import statistics
 from lib.vectors.layout import Layout
 
-Objective = Callable[[Tensor], tuple[float, Tensor]]  # theta [D] -> (loss, G [D]): all that a loop knows of a model
+# theta [D] -> (loss, G [D]): all that a loop knows of a model. The loss may be a tensor [] that is left on the device.
+Objective = Callable[[Tensor], tuple[float | Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Differentiable:
 
     loss: Callable[[Tensor], Tensor]
 
-    def __call__(self, theta: Tensor) -> tuple[float, Tensor]:
-        """The loss and its gradient."""
+    def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss [] and its gradient."""
         theta = theta.detach().requires_grad_()
         loss = self.loss(theta)
-        return loss.item(), torch.autograd.grad(loss, theta)[0]
+        return loss.detach(), torch.autograd.grad(loss, theta)[0]
 
     def hessian_product(self, theta: Tensor, direction: Tensor) -> Tensor:
         """The Hessian at theta times a direction [D]."""

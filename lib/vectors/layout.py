@@ -85,8 +85,11 @@ class Layout:
     @lru_cache(maxsize=8)  # noqa: B019 - layouts are few and small, and every step of every loop asks
     def layer_of_block(self, device: torch.device | str = "cpu") -> Tensor:
         """Which layer each block belongs to: int64 [D / BLOCK], shared by all callers."""
-        starts = torch.tensor(self.offsets)
-        return torch.repeat_interleave(torch.arange(self.layers), starts.diff() // self.block).to(device)
+        return torch.repeat_interleave(torch.arange(self.layers), self._blocks_per_layer()).to(device)
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def _blocks_per_layer(self, device: torch.device | str = "cpu") -> Tensor:
+        return (torch.tensor(self.offsets).diff() // self.block).to(device)
 
     def inside(self, device: torch.device | str = "cpu") -> Tensor:
         """1 where the flat vector holds a parameter, 0 in the padding: float32 [D]."""
@@ -103,17 +106,25 @@ class Layout:
         return (ends - starts).clamp(0, self.block).to(torch.int32).to(device).unsqueeze(-1)
 
     def counts(self, like: Tensor) -> Tensor:
-        """Elements per layer n_l as a tensor of `like`'s dtype and device: [L]."""
-        return torch.tensor(self.sizes, dtype=like.dtype, device=like.device)
+        """Elements per layer n_l as a tensor of `like`'s dtype and device: [L], shared by all callers."""
+        return self._counts(like.dtype, like.device)
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def _counts(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.tensor(self.sizes, dtype=dtype, device=device)
 
     def layer_sums(self, flat: Tensor) -> Tensor:
         """Sum over each layer: [..., D] -> [..., L]."""
         return self.add_blocks(flat.unflatten(-1, (-1, self.block)).sum(-1))
 
     def add_blocks(self, per_block: Tensor) -> Tensor:
-        """Add up the sums over each layer's blocks: [..., D / BLOCK] -> [..., L]."""
-        sums = per_block.new_zeros(*per_block.shape[:-1], self.layers)
-        return sums.index_add_(-1, self.layer_of_block(per_block.device), per_block)
+        """Add up the sums over each layer's blocks: [..., D / BLOCK] -> [..., L].
+
+        In the blocks' order, on a GPU too (`index_add_` is unordered there): the same bits each time.
+        """
+        counts = self._blocks_per_layer(per_block.device).expand(*per_block.shape[:-1], -1).contiguous()
+        axis = per_block.dim() - 1
+        return torch.segment_reduce(per_block, "sum", lengths=counts, axis=axis, unsafe=True)  # unsafe: they do add up
 
     def spread(self, per_layer: Tensor) -> Tensor:
         """Give every element the value of its layer: [..., L] -> [..., D]."""

@@ -14,7 +14,7 @@ def gather(sets: Sequence[Tensor], rows: Sequence[Tensor], device: str) -> Tenso
     """Some rows of each of some sets, one after the other, as one batch on a device.
 
     Every row is copied once, by `index_select`: indexing with [] takes six times as long on rows of this length. For a
-    GPU the rows go into pinned memory, from where it fetches them while this process goes on.
+    GPU the rows go into pinned memory, see `upload`.
 
     Args:
         sets: T tensors [N_t, ...] of one type and row shape, all on one device; maybe views of a file.
@@ -25,12 +25,20 @@ def gather(sets: Sequence[Tensor], rows: Sequence[Tensor], device: str) -> Tenso
         [sum of B_t, ...].
     """
     first, count = sets[0], sum(len(own) for own in rows)
-    pinned = device.startswith("cuda") and first.device.type == "cpu"
-    batch = torch.empty((count, *first.shape[1:]), dtype=first.dtype, device=first.device, pin_memory=pinned)
+    batch = first.new_empty((count, *first.shape[1:]), pin_memory=_pinned(first, device))
     parts = batch.split([len(own) for own in rows])
     for images, own, part in zip(sets, rows, parts, strict=True):
         torch.index_select(images, 0, own.to(images.device), out=part)
-    return batch.to(device, non_blocking=True)
+    return upload(batch, device)
+
+
+def upload(rows: Tensor, device: str) -> Tensor:
+    """Some rows on a device; a GPU fetches them from pinned memory while this process goes on."""
+    return (rows.pin_memory() if _pinned(rows, device) else rows).to(device, non_blocking=True)
+
+
+def _pinned(rows: Tensor, device: str) -> bool:
+    return device.startswith("cuda") and rows.device.type == "cpu"
 
 
 def shifted(pixels: Tensor, reach: int, *names: str | int) -> Tensor:

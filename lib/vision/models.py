@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import open_clip
@@ -27,10 +28,12 @@ class Preprocess:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """uint8 [N, 3, H, W] -> float32 [N, 3, H, W]."""
-        shape = (1, 3, 1, 1)
-        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
-        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        mean, std = self._constants(pixels.device)
         return (pixels.float() / 255 - mean) / std
+
+    @lru_cache(maxsize=8)  # noqa: B019 - few and small; copied anew for every batch, they would hold up a GPU
+    def _constants(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return tuple(torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (self.mean, self.std))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.runtime.device import Runtime
+from lib.vision.batches import upload
 from lib.vision.models import Preprocess
 
 
@@ -22,8 +23,8 @@ def image_features(
 ) -> Tensor:
     """Normalised features of uint8 images: [N, 3, H, W] -> float32 [N, width] on the CPU."""
     encoder.eval()
-    inputs = (preprocess(rows.to(runtime.device)) for rows in pixels.split(batch))
-    return torch.cat([unit_features(encoder, own, runtime).cpu() for own in inputs])
+    inputs = (preprocess(upload(rows, runtime.device)) for rows in pixels.split(batch))
+    return torch.cat([unit_features(encoder, own, runtime) for own in inputs]).cpu()  # a GPU is waited for once
 
 
 def score(features: Tensor, head: Tensor, labels: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib import concrete
 from lib.concrete import kernels
@@ -115,6 +116,27 @@ def test_extreme_logits_stay_finite(backend, temperature):
         assert torch.isfinite(fast.merge(coefficients)).all()
         assert torch.isfinite(fast.update_mask(gradient)).all()
         assert torch.isfinite(fast.logits).all()
+
+
+@pytest.mark.parametrize(("parameters", "most"), [(87_849_216, 3_000), (304_293_888, 9_000)])
+def test_without_a_compiler_an_accelerator_gets_few_launches(parameters, most):
+    """Of a step of ViT-B/32 and of L/14 with eight tasks; the device "meta" is one without numbers."""
+    launched = []
+
+    class Launched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            launched.append(function)
+            return function(*args, **(kwargs or {}))
+
+    layout = Layout.of({"a": torch.empty(parameters, device="meta")})
+    theta0, vectors = (torch.empty(*rows, layout.length, device="meta") for rows in ((), (8,)))
+    merging = MergeStep(theta0, vectors, layout, backend="eager")
+    merging.learn_mask(temperature=0.5, learning_rate=1e-3, seed=0)
+    with Launched():
+        merging.draw(0)
+        gradient = merging.merge(torch.empty(8, 1, device="meta"))
+        merging.update_mask(gradient)
+    assert 100 < len(launched) < most
 
 
 def test_padding_never_counts():

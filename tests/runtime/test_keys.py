@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from notebook_function import notebook
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.runtime import keys
 from lib.runtime.device import Runtime
@@ -114,6 +115,32 @@ def test_an_unknown_object_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match="a key cannot tell what determines a ") as caught:
         key({"a": [threading.Lock()]})
     assert "\n" not in str(caught.value)
+
+
+def test_a_digest_makes_no_second_copy_of_a_large_tensor(monkeypatch):
+    """Of a strided view, as of a tensor on a device, only a piece at a time is brought together on the host."""
+    monkeypatch.setattr(keys, "PIECE", 4096, raising=False)
+    base = torch.arange(60_000, dtype=torch.float32).view(60, 1000)
+    copied = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            if "clone" in str(function) or "copy" in str(function):
+                copied.append(made.nbytes)
+            return made
+
+    for tensor in (base, base[:, :1], base[:, :500], base.T, base[0, 0], base[:0], base.bfloat16(), base > 9):
+        copied.clear()
+        with Copies():
+            found = keys.digest(tensor)
+        assert all(size <= keys.PIECE for size in copied), list(tensor.shape)
+        assert found == keys.digest(tensor.clone(memory_format=torch.contiguous_format)), "strides do not matter"
+        with monkeypatch.context() as patch:
+            patch.setattr(keys, "PIECE", 1 << 30)
+            assert found == keys.digest(tensor), "nor does the size of the pieces"
+    assert len({keys.digest(t) for t in (base, base[:, :500], base.T, base.double(), base.flatten())}) == 5
+    assert re.fullmatch("[0-9a-f]{16}", keys.digest(base))
 
 
 def test_a_digest_is_remembered_until_the_tensor_changes():

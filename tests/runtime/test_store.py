@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.runtime.checkpoint import Checkpoint
+from lib.runtime.checkpoint import Checkpoint, SharedCheckpoint
 from lib.runtime.disk import atomic_path
 from lib.runtime.keys import key_of
 from lib.study.tables import load_table, save_table
@@ -45,3 +45,24 @@ def test_a_hostile_checkpoint_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="delete it to start afresh"):
         Checkpoint(path).load()
     assert not (tmp_path / "hostile_was_here").exists()
+
+
+@pytest.mark.parametrize("kind", [Checkpoint, SharedCheckpoint])
+def test_the_longer_saving_takes_the_rarer_it_is_done(tmp_path, monkeypatch, kind):
+    now, saved = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def state(seconds):
+        now[0] += seconds
+        return saved.append(now[0]) or {"x": 1}
+
+    checkpoint = kind(tmp_path / "checkpoint.pt")
+    now[0] += 10
+    for cost, wait in ((30.0, 600), (0.1, 10), (0.1, 10)):  # seconds that a save takes -> pause after it
+        checkpoint.save(lambda cost=cost: state(cost))
+        count = len(saved)
+        now[0] += wait - 0.5
+        checkpoint.save(lambda: state(0))
+        assert len(saved) == count, f"a save of {cost} s must be followed by {wait} s of work"
+        now[0] += 0.5
+    assert len(saved) == 3

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.vectors.flat_model import FlatModel
 from lib.vectors.layout import Layout
@@ -43,6 +44,30 @@ def test_layer_sums_equal_sums_of_the_layers(shapes, block):
     torch.testing.assert_close(
         layout.layer_sums(spread * layout.inside()), layout.counts(spread) * torch.arange(layout.layers)
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, st.integers(1, 3), st.integers(0, 9), st.sampled_from([(), (3,), (2, 3)]))
+def test_blocks_are_added_up_in_their_order(shapes, block, seed, batch):
+    """With the bits of a loop over the blocks, and by no operation that is unordered on a GPU."""
+    layout = Layout.of(state_of(shapes), block)
+    draw = torch.Generator().manual_seed(seed)
+    size = (*batch, layout.length // block)
+    per_block = torch.randn(size, generator=draw) * torch.exp(4 * torch.randn(size, generator=draw))
+    called = []
+
+    class Called(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with Called():
+        found = layout.add_blocks(per_block)
+    assert not any(unordered in name for name in called for unordered in ("index_add", "scatter", "index_put"))
+    expected = torch.zeros(*batch, layout.layers)
+    for number, layer in enumerate(layout.layer_of_block().tolist()):
+        expected[..., layer] += per_block[..., number]
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize(
