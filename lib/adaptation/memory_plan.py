@@ -82,7 +82,7 @@ def plan(needs: Needs) -> dict[str, int]:
         "theta0, merged model and gradient": 3 * vector,
         "mask logits and moments": 3 * own * needs.learn_mask,
         "mask": own * needs.fixed_mask,
-        "exact hypergradient": 6 * vector * needs.exact,
+        "exact hypergradient": (6 * vector + 2 * activations) * needs.exact,  # the graph of the first backward pass
         "frozen parts": needs.frozen_bytes,
         "inputs": inputs,
         f"activations of {min(needs.rows, needs.rows_at_once)} inputs": activations,
