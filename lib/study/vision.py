@@ -186,6 +186,8 @@ class VisionWorkspace(Workspace):
         if not corruption:
             return clean
         if (split, task, corruption) not in self._corrupted:
+            for other in [place for place in self._corrupted if place[-1] != corruption]:
+                del self._corrupted[other]  # those of one corruption at a time are kept: gigabytes at 224 pixels
             seed = seed_of(task, split, self.study.seed)
             self._corrupted[split, task, corruption] = corrupt(clean, corruption, seed=seed)
         return self._corrupted[split, task, corruption]
