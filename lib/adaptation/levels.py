@@ -19,7 +19,7 @@ from lib.concrete.merge_step import MergeStep
 from lib.concrete.sharding import Shard
 from lib.runtime.rng import seed_of
 from lib.vectors.flat_model import Objective
-from lib.vectors.task_vectors import check_task_vectors
+from lib.vectors.task_vectors import check_task_vectors, sum_of
 
 
 class Levels:
@@ -87,11 +87,7 @@ class Levels:
 
     def _sum(self, task_vectors: Tensor, like: Tensor) -> Tensor:
         """With coefficients left alone only the sum of the task vectors matters, whatever T: [T, D] -> [1, D]."""
-        if len(task_vectors) == 1:
-            return task_vectors
-        if task_vectors.dtype == like.dtype and task_vectors.device == like.device:
-            return task_vectors.sum(0, keepdim=True)
-        return weighted_sum(task_vectors, like.new_ones(len(task_vectors)), self.shard.layout)[None]
+        return task_vectors if len(task_vectors) == 1 else sum_of(task_vectors, like)[None]
 
     def draw_mask(self, step: int) -> dict[str, Tensor]:
         """Line 3: sample the mask. A "fresh" sample of the upper level has a number of its own.

@@ -27,8 +27,8 @@ from lib.concrete.noise import STEPS, odd_numbers
 
 BACKENDS = ("auto", "compiled", "eager")
 SMALL = 4_000_000  # elements: below this, on a CPU, compiling costs more time than it saves, and a mask is kept
-# Blocks per eager piece. On a CPU 256 KiB per vector, so that what lies between operations stays in the cache; else 64
-# MiB, since every operation is a launch: 2,400 in a step of ViT-B/32, and with pieces of 256 KiB 400,000.
+# Blocks per eager piece. On a CPU 256 KiB per vector, so that what lies between operations stays in the cache;
+# elsewhere 64 MiB, since every operation is a launch: 2,400 in a step of ViT-B/32, and with pieces of 256 KiB 400,000.
 EAGER_BLOCKS, LAUNCHED_BLOCKS = 64, 16_384
 TASKS_AT_ONCE = 8  # task vectors per pass; more are added in further passes
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's, torch's defaults

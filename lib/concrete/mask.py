@@ -20,6 +20,7 @@ from torch import Tensor
 from lib.concrete.noise import uniform
 from lib.runtime.rng import seed_of
 from lib.vectors.layout import Layout
+from lib.vectors.task_vectors import alike
 
 SMALLEST_MEAN = 1e-6  # a layer whose mask has (numerically) vanished is divided by this instead of by zero
 
@@ -122,8 +123,7 @@ def weighted_sum(task_vectors: Tensor, coefficients: Tensor, layout: Layout) -> 
     Returns:
         S [D], of the coefficients' type and device.
     """
-    if task_vectors.dtype != coefficients.dtype or task_vectors.device != coefficients.device:
-        # In half precision, or in a file beside an accelerator: one at a time, so that no second stack is made.
+    if not alike(task_vectors, coefficients):  # one at a time, so that no second stack is made
         total = coefficients.new_zeros(task_vectors.shape[1])
         for vector, own in zip(task_vectors, coefficients, strict=True):
             total += weighted_sum(vector.to(coefficients)[None], own[None], layout)
@@ -173,6 +173,9 @@ def coefficient_gradient(
     Returns:
         [T, L] if layer-wise, else [T].
     """
+    if not alike(task_vectors, gradient):
+        given = layout, rescaled_mask, layer_wise
+        return torch.cat([coefficient_gradient(gradient, row.to(gradient)[None], *given) for row in task_vectors])
     seen = gradient if rescaled_mask is None else gradient * rescaled_mask
     blocks = task_vectors.unflatten(1, (-1, layout.block))
     found = layout.add_blocks(torch.einsum("tnb,nb->tn", blocks, seen.unflatten(0, (-1, layout.block))))

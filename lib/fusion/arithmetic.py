@@ -8,9 +8,10 @@ from torch import Tensor
 from lib.fusion.methods import fusion_method
 from lib.runtime.rng import generator
 from lib.vectors.layout import Layout
+from lib.vectors.task_vectors import sum_of
 
 
-@fusion_method("Weight averaging", "Wortsman et al., 2022", "https://arxiv.org/abs/2203.05482")
+@fusion_method("Weight averaging", "Wortsman et al., 2022", "https://arxiv.org/abs/2203.05482", sums_only=True)
 def weight_averaging(theta0: Tensor, task_vectors: Tensor, layout: Layout) -> Tensor:
     """The mean of the experts: theta = theta0 + (1/T) sum_t tau_t (Wortsman et al., 2022).
 
@@ -22,10 +23,10 @@ def weight_averaging(theta0: Tensor, task_vectors: Tensor, layout: Layout) -> Te
     Returns:
         Merged parameters [D].
     """
-    return theta0 + task_vectors.mean(0)
+    return theta0 + sum_of(task_vectors, theta0) / len(task_vectors)
 
 
-@fusion_method("Task Arithmetic", "Ilharco et al., 2023", "https://arxiv.org/abs/2212.04089")
+@fusion_method("Task Arithmetic", "Ilharco et al., 2023", "https://arxiv.org/abs/2212.04089", sums_only=True)
 def task_arithmetic(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_factor: float = 0.3) -> Tensor:
     """The scaled sum of task vectors: theta = theta0 + scaling_factor * sum_t tau_t (Ilharco et al., 2023).
 
@@ -38,7 +39,7 @@ def task_arithmetic(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, sca
     Returns:
         Merged parameters [D].
     """
-    return theta0 + scaling_factor * task_vectors.sum(0)
+    return theta0 + scaling_factor * sum_of(task_vectors, theta0)
 
 
 # Scaling factor that belongs to each rule of the disjoint merge, unless another is given.

@@ -35,15 +35,20 @@ METHODS: dict[str, FusionMethod] = {}
 
 
 def fusion_method(
-    name: str, reference: str, paper: str, *, needs_data: bool = False
+    name: str, reference: str, paper: str, *, needs_data: bool = False, sums_only: bool = False
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register `merge(theta0: [D], task_vectors: [T, D], layout, *, ...) -> [D]`; what it is given is checked first."""
+    """Register `merge(theta0: [D], task_vectors: [T, D], layout, *, ...) -> [D]`; what it is given is checked first.
+
+    Task vectors in half precision, or that lie elsewhere than theta0, are converted while it runs; not for one that
+    needs their sum only (`sums_only`), which `lib.vectors.task_vectors.sum_of` makes without a second stack.
+    """
 
     def register(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @wraps(merge)
         def checked(theta0: Tensor, task_vectors: Tensor, layout: Layout, **hyperparameters: object) -> Tensor:
-            check_task_vectors(theta0, task_vectors, layout)
-            return merge(theta0, task_vectors, layout, **hyperparameters)
+            check_task_vectors(theta0, task_vectors, layout, half=True)
+            own = task_vectors if sums_only else task_vectors.to(theta0)
+            return merge(theta0, own, layout, **hyperparameters)
 
         METHODS[merge.__name__] = FusionMethod(name, reference, paper, needs_data, checked)
         return checked

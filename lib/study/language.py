@@ -221,16 +221,14 @@ class LanguageWorkspace(Workspace):
 
     def fisher(self, *, texts: int = 64, signs: int = 1) -> Tensor:
         """Diagonal Fisher information of every expert on its training prompts [T, D]: see `diagonal_fisher`."""
-        options = {"signs": signs, "seed": self.study.seed}
-        points = zip(self.tasks, self.task_vectors, strict=True)
-        compute = self.study.remember(diagonal_fisher)
-        found = [compute(self.model, self.theta0 + own, self.sample(name, texts), **options) for name, own in points]
+        options, compute = {"signs": signs, "seed": self.study.seed}, self.study.remember(diagonal_fisher)
+        found = [compute(self.model, theta, self.sample(name, texts), **options) for name, theta in self.points()]
         return torch.stack(found).to(self.theta0)
 
     def grams(self, *, texts: int = 256) -> dict[str, Tensor]:
         """Gram matrices of what every merged layer reads under every expert, layer name -> [T, in, in]."""
         found, options = [], {"layers": self.layout.names}
-        for task, vector in zip(self.tasks, self.task_vectors, strict=True):
-            given = self.model, self.theta0 + vector, self.sample(task, texts), self.study.runtime
+        for task, theta in self.points():
+            given = self.model, theta, self.sample(task, texts), self.study.runtime
             found.append(self.study.remember(prompt_grams)(*given, **options))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}

@@ -94,7 +94,7 @@ def merge_by_name(
     budget = replace(profile, **changed)
     theta0, vectors, layout = workspace.theta0, setting.task_vectors, workspace.layout
     if method in BASELINES:
-        return Merged(BASELINES[method](theta0, vectors.to(theta0), layout, scaling_factor=budget.scaling_factor))
+        return Merged(BASELINES[method](theta0, vectors, layout, scaling_factor=budget.scaling_factor))
     if method not in RECIPES:
         raise ValueError(f"unknown method '{method}'; known: {', '.join((*BASELINES, *RECIPES))}")
     recipe, label = RECIPES[method], label or method

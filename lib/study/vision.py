@@ -186,6 +186,8 @@ class VisionWorkspace(Workspace):
         if not corruption:
             return clean
         if (split, task, corruption) not in self._corrupted:
+            for other in [place for place in self._corrupted if place[-1] != corruption]:
+                del self._corrupted[other]  # those of one corruption at a time are kept: gigabytes at 224 pixels
             seed = seed_of(task, split, self.study.seed)
             self._corrupted[split, task, corruption] = corrupt(clean, corruption, seed=seed)
         return self._corrupted[split, task, corruption]
@@ -246,8 +248,8 @@ class VisionWorkspace(Workspace):
     def fisher(self, *, images: int = 128, signs: int = 1) -> Tensor:
         """Diagonal Fisher information of every expert on training images of its task [T, D]: see `diagonal_fisher`."""
         found = []
-        for task, vector in zip(self.tasks, self.task_vectors, strict=True):
-            given = self.model, self.theta0 + vector, self.heads[task], self.sample(task, images)
+        for task, theta in self.points():
+            given = self.model, theta, self.heads[task], self.sample(task, images)
             options = {"signs": signs, "seed": self.study.seed, "statistics": self._statistics(task)}
             found.append(self.study.remember(diagonal_fisher)(*given, self.backbone.preprocess, **options))
         return torch.stack(found).to(self.theta0)
@@ -259,8 +261,8 @@ class VisionWorkspace(Workspace):
             Layer name -> [T, in, in]; no labels are used.
         """
         found = []
-        for task, vector in zip(self.tasks, self.task_vectors, strict=True):
-            given = self.model, self.theta0 + vector, self.sample(task, images), self.backbone.preprocess
+        for task, theta in self.points():
+            given = self.model, theta, self.sample(task, images), self.backbone.preprocess
             call = self.study.remember(input_grams)
             found.append(call(*given, self.study.runtime, statistics=self._statistics(task)))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -20,8 +21,8 @@ from lib.study.study import Study
 from lib.vectors.fine_tuning import Expert, fine_tune
 from lib.vectors.flat_model import FlatModel
 from lib.vectors.layout import Layout
-from lib.vectors.mapped import mapped_rows
-from lib.vectors.task_vectors import task_vectors
+from lib.vectors.mapped import chosen_rows, mapped_rows
+from lib.vectors.task_vectors import one_by_one, task_vectors
 
 Table = pd.DataFrame
 
@@ -115,29 +116,27 @@ class Workspace(ABC):
 
     @cached_property
     def task_vectors(self) -> Tensor:
-        """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D]."""
-        device = self.study.runtime.device
-        return task_vectors(self.theta0.cpu(), self.experts.values(), self.layout).to(device)
+        """tau_t = theta_t - theta0 of all tasks, in the profile's order [T, D], as its `task_vector_dtype` says.
 
-    @cached_property
-    def stored_vectors(self) -> Tensor:
-        """What adaptation reads of the task vectors [T, D], as the profile's `task_vector_dtype` says.
-
-        Rounded or mapped ones are made one by one: the stack in float32 is then not made unless `task_vectors` is read.
+        In float32 or rounded to bfloat16 on the study's device, or mapped: float32 in a file, on the CPU. They are made
+        one by one, so nothing else of their size is. Compute with one of them as `vector.to(theta0)`.
         """
-        kind, device = self.study.profile.task_vector_dtype, self.study.runtime.device
-        if kind == "fp32":
-            return self.task_vectors
-        start = self.theta0.cpu()
-        each = (task_vectors(start, [self.experts[name]], self.layout)[0] for name in self.tasks)
-        shape = (len(self.tasks), self.layout.length)
+        kind, start, experts = self.study.profile.task_vector_dtype, self.theta0.cpu(), self.experts
         if kind == "mapped":
-            states = (digest(*self.experts[name].values()) for name in self.tasks)
-            return mapped_rows(self.study.cache / "task_vectors", each, shape, [digest(start), *states])
-        rounded = torch.zeros(shape, dtype=torch.bfloat16, device=device)
-        for row, vector in zip(rounded, each, strict=True):
-            row.copy_(vector)
-        return rounded
+            states = [digest(start), *(digest(*state.values()) for state in experts.values())]
+            shape = len(experts), self.layout.length
+            return mapped_rows(self._vector_files, one_by_one(start, experts.values(), self.layout), shape, states)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+        return task_vectors(start, experts.values(), self.layout, dtype, self.study.runtime.device)
+
+    @property
+    def _vector_files(self) -> Path:
+        return self.study.cache / "task_vectors"
+
+    def points(self) -> Iterator[tuple[str, Tensor]]:
+        """Every task's name and its expert theta0 + tau_t [D], one at a time."""
+        for name, vector in zip(self.tasks, self.task_vectors, strict=True):
+            yield name, self.theta0 + vector.to(self.theta0)
 
     @property
     def frozen_bytes(self) -> int:
@@ -195,14 +194,12 @@ class Workspace(ABC):
         if unknown := [name for name in tasks if name not in known]:
             raise ValueError(f"unknown task '{unknown[0]}'; known: {', '.join(known)}")
         chosen = tuple(tasks) or tuple(known)
-        vectors = self.stored_vectors
-        if chosen != tuple(known):
-            vectors = vectors[[known.index(name) for name in chosen]]
+        rows = [known.index(name) for name in chosen]
         if inputs is None:
             inputs = {name: self.inputs("adaptation", name, corruption) for name in chosen}
         return Setting(
             chosen,
-            vectors if scale == 1 else scale * vectors,
+            chosen_rows(self.task_vectors, rows, self._vector_files, scale),
             {name: inputs[name] for name in chosen},
             objective,
             diversity,
@@ -219,7 +216,7 @@ class Workspace(ABC):
             return self.evaluate(theta, "", "test", **where)["accuracy"].mean()
 
         def average() -> Tensor:
-            return weight_averaging(self.theta0, setting.task_vectors.to(self.theta0), self.layout)
+            return weight_averaging(self.theta0, setting.task_vectors, self.layout)
 
         code = [code_of(kind.__module__) for kind in type(self).__mro__]  # of `evaluate`, and of what it calls
         return HeldOut(accuracy, average, {"code": code, **self.scored(**where)})

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lib.runtime.disk import atomic_path, exclusive
-from lib.runtime.keys import key_of, remember_digest
+from lib.runtime.keys import digest, key_of, remember_digest
 
 
 @dataclass
@@ -113,6 +113,27 @@ def is_mapped(tensor: Tensor) -> bool:
 def in_words(size: float) -> str:
     """A number of bytes as people say it: "3.0 GB", "18 MB"."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def chosen_rows(rows: Tensor, chosen: Sequence[int], folder: Path, scale: float = 1.0) -> Tensor:
+    """Some rows, times a number: [N, D] -> [len(chosen), D]; of mapped ones not in memory, but mapped as well.
+
+    Args:
+        rows: mapped or not.
+        chosen: their numbers, in the order wanted.
+        folder: where such files are kept: a run of rows is a view of the file that is there, others are a new one.
+        scale: the number.
+    """
+    numbers, run = list(chosen), list(range(chosen[0], chosen[0] + len(chosen)))
+    if not is_mapped(rows):
+        some = rows if numbers == list(range(len(rows))) else rows[numbers]
+        return some if scale == 1 else scale * some
+    told = [digest(rows), *map(str, numbers), str(scale)]
+    if scale == 1 and numbers == run:
+        some = rows[run[0] : run[-1] + 1]
+        remember_digest(some, key_of({"rows": told}))
+        return rows if len(some) == len(rows) else some
+    return mapped_rows(folder, (scale * rows[number] for number in numbers), (len(numbers), rows.shape[1]), told)
 
 
 def mapped_rows(folder: Path, rows: Iterable[Tensor], shape: tuple[int, int], determines: Sequence[str]) -> Tensor:

@@ -5,7 +5,7 @@ Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, https://arxiv.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -13,16 +13,26 @@ from torch import Tensor
 from lib.vectors.layout import Layout
 
 
-def task_vectors(theta0: Tensor, experts: Collection[Mapping[str, Tensor]], layout: Layout) -> Tensor:
+def task_vectors(
+    theta0: Tensor,
+    experts: Collection[Mapping[str, Tensor]],
+    layout: Layout,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Subtract the pre-trained parameters from each expert's: tau_t = theta_t - theta0.
+
+    They are made one by one, so rounded ones or ones for a device take one float32 vector beside themselves.
 
     Args:
         theta0: pre-trained parameters [D].
         experts: T state dicts with the layout's names and shapes; gone through once.
         layout: where each layer lies.
+        dtype: in which to keep them.
+        device: and where; by default theta0's.
 
     Returns:
-        The task vectors, stacked: float32 [T, D]; the padding is zero.
+        The task vectors, stacked: [T, D]; the padding is zero.
 
     Raises:
         ValueError: if there is no expert, or one does not fit the layout (named: which expert, which layer). An expert
@@ -30,15 +40,40 @@ def task_vectors(theta0: Tensor, experts: Collection[Mapping[str, Tensor]], layo
     """
     if not experts:
         raise ValueError("no experts given: merging needs at least one task vector")
-    stacked = torch.zeros(len(experts), layout.length, device=theta0.device)
-    for number, (expert, row) in enumerate(zip(experts, stacked, strict=True)):
+    stacked = torch.empty(len(experts), layout.length, dtype=dtype, device=device or theta0.device)
+    for row, vector in zip(stacked, one_by_one(theta0, experts, layout), strict=True):
+        row.copy_(vector)
+    return stacked
+
+
+def one_by_one(theta0: Tensor, experts: Collection[Mapping[str, Tensor]], layout: Layout) -> Iterator[Tensor]:
+    """The rows of `task_vectors` [D], each made when it is asked for; raises as that does."""
+    for number, expert in enumerate(experts):
         try:
-            layout.flatten(expert, out=row)
+            vector = layout.flatten(expert, out=torch.zeros(layout.length, device=theta0.device))
             for name in layout.names:
                 layout.check_type(name, expert[name].dtype)
         except ValueError as error:
             raise ValueError(f"expert {number} of {len(experts)}: {error}") from None
-    return stacked.sub_(theta0)
+        yield vector.sub_(theta0)
+
+
+def alike(vectors: Tensor, like: Tensor) -> bool:
+    """Whether task vectors have the type and the place of what is computed with them; else one is converted at a time.
+
+    They may be in half precision, or mapped from a file on the CPU beside a GPU.
+    """
+    return vectors.dtype == like.dtype and vectors.device == like.device
+
+
+def sum_of(vectors: Tensor, like: Tensor) -> Tensor:
+    """sum_t tau_t in the type and place of `like`: [T, D] -> [D]."""
+    if alike(vectors, like):
+        return vectors.sum(0)
+    total = like.new_zeros(vectors.shape[1])
+    for vector in vectors:
+        total += vector.to(like)
+    return total
 
 
 HALF = (torch.bfloat16, torch.float16)

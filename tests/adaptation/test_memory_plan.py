@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lib import fusion
+from lib import concrete, fusion
 from lib.adaptation import memory_plan
 from lib.adaptation.loop import adapt
 from lib.adaptation.memory_plan import Needs, check, free_memory, mend, plan
@@ -141,11 +143,27 @@ def test_rounded_and_mapped_task_vectors_learn_what_whole_ones_do(tmp_path, coef
     assert 1e-7 < (half - whole).abs().max() < 3 * 2**-8 * 0.3 * 0.5  # 3 task vectors of at most 0.5
 
 
-def test_fusion_takes_only_whole_task_vectors():
+@pytest.mark.parametrize("method", ["weight_averaging", "task_arithmetic", "ties_merging", "dare", "tsv_m"])
+def test_fusion_takes_rounded_task_vectors_and_computes_in_float32(method):
     _, theta0, vectors, layout = small()
-    check_task_vectors(theta0, vectors.bfloat16(), layout, half=True)
-    with pytest.raises(ValueError, match=r"theta0 is torch.float32 and the task vectors are torch.bfloat16"):
-        fusion.task_arithmetic(theta0, vectors.bfloat16(), layout, scaling_factor=0.3)
+    merge, rounded = getattr(fusion, method), vectors.bfloat16()
+    check_task_vectors(theta0, rounded, layout, half=True)
+    found = merge(theta0, rounded, layout)
+    assert found.dtype == torch.float32 and rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(found, merge(theta0, rounded.float(), layout), atol=1e-6, rtol=0)
+    assert torch.equal(fusion.weight_averaging(theta0, vectors, layout), theta0 + vectors.mean(0)), "as ever in float32"
+    with pytest.raises(ValueError, match=r"theta0 is torch.float64 and the task vectors are torch.bfloat16"):
+        merge(theta0.double(), rounded, layout)
+
+
+@pytest.mark.parametrize("layer_wise", [True, False])
+def test_the_plain_gradient_of_coefficients_takes_rounded_task_vectors(layer_wise):
+    _, theta0, vectors, layout = small()
+    rounded, gradient = vectors.bfloat16(), torch.randn_like(theta0)
+    found, wanted = (
+        concrete.coefficient_gradient(gradient, given, layout, None, layer_wise) for given in (rounded, rounded.float())
+    )
+    torch.testing.assert_close(found, wanted)
 
 
 class Small(VisionWorkspace):
@@ -175,15 +193,18 @@ class Small(VisionWorkspace):
     def inputs(self, split, task, corruption=""):
         return self.pixels[task]
 
+    def scored(self, tasks, corruption, limit):
+        return {"tasks": tasks}
+
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "mapped"])
 def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind):
     workspace = Small(get_profile("tiny", task_vector_dtype=kind, adaptation_steps=2), tmp_path)
-    stored, vectors = workspace.stored_vectors, workspace.vectors
+    stored, vectors = workspace.task_vectors, workspace.vectors
     assert stored.dtype == (torch.bfloat16 if kind == "bf16" else torch.float32)
     assert is_mapped(stored) == (kind == "mapped")
     torch.testing.assert_close(stored.float(), vectors, atol=1e-6, rtol=2**-8)
-    again = Small(workspace.study.profile, tmp_path).stored_vectors
+    again = Small(workspace.study.profile, tmp_path).task_vectors
     assert digest(stored) == digest(again)
     # a whole run on it: method, baseline, remembered result
     merged = merge_by_name(workspace, "AdaMerging (layer-wise)")
@@ -191,6 +212,57 @@ def test_a_workspace_stores_task_vectors_as_the_profile_says(tmp_path, kind):
     assert torch.equal(merge_by_name(workspace, "AdaMerging (layer-wise)").theta, merged.theta)
     averaged = merge_by_name(workspace, "Weight averaging").theta
     torch.testing.assert_close(averaged, workspace.theta0 + vectors.mean(0), atol=2e-3, rtol=0)
+
+
+class Made(TorchDispatchMode):
+    """Remembers the largest float32 tensor that was made inside, not counting views."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        known = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, Tensor) and leaf.dtype == torch.float32:
+                self.largest = max(self.largest, leaf.numel() * (leaf.untyped_storage().data_ptr() not in known))
+        return made
+
+
+@pytest.mark.parametrize("kind", ["bf16", "mapped"])
+@pytest.mark.parametrize("chosen", [(), (1, 2, 3), (4, 0, 3)])
+def test_no_stack_in_float32_is_made_where_the_profile_wants_none(tmp_path, kind, chosen):
+    profile = get_profile("tiny", task_vector_dtype=kind, adaptation_steps=2, mask_steps=2, adaptation_batch=2)
+    names = [profile.task_names[number] for number in chosen]
+    tasks = len(chosen or profile.task_names)
+    workspace = Small(profile, tmp_path)
+    length = workspace.layout.length
+    with Made() as made:
+        setting = workspace.setting(names)
+        merged = merge_by_name(workspace, "Concrete AdaMerging (layer-wise)", setting)
+        merge_by_name(workspace, "Concrete Task Arithmetic", setting)
+        average = merge_by_name(workspace, "Weight averaging", setting).theta
+        assert torch.equal(workspace.held_out(setting).average(), average)
+        assert len([digest(theta) for _, theta in workspace.points()]) == len(profile.task_names)
+    assert length <= made.largest < min(2, tasks) * length, "vectors one at a time"
+    assert is_mapped(setting.task_vectors) == (kind == "mapped")
+    wanted = workspace.vectors[[profile.task_names.index(name) for name in names]] if names else workspace.vectors
+    torch.testing.assert_close(setting.task_vectors.float(), wanted, atol=1e-6, rtol=2**-8)
+    torch.testing.assert_close(average, workspace.theta0 + wanted.mean(0), atol=2e-3, rtol=0)
+    assert merged.theta.dtype == torch.float32
+
+
+def test_mapped_subsets_have_keys_of_their_own_and_runs_are_views(tmp_path):
+    workspace = Small(get_profile("tiny", task_vector_dtype="mapped"), tmp_path)
+    names, folder = workspace.study.profile.task_names, tmp_path / "data/cache/task_vectors"
+    whole, run = workspace.setting().task_vectors, workspace.setting(names[2:5]).task_vectors
+    assert whole is workspace.task_vectors
+    assert run.data_ptr() == whole[2].data_ptr() and len(list(folder.glob("*.npy"))) == 1
+    some, scaled = workspace.setting([names[4], names[1]]).task_vectors, workspace.setting(scale=0.5).task_vectors
+    assert len(list(folder.glob("*.npy"))) == 3
+    assert torch.equal(some, whole[[4, 1]]) and torch.equal(scaled, 0.5 * whole)
+    again, other = (workspace.setting(own).task_vectors for own in ([names[4], names[1]], names[1:4]))
+    assert digest(again) == digest(some)
+    assert len({digest(tensor) for tensor in (whole, run, some, scaled, other)}) == 5
 
 
 def test_the_plan_is_printed_for_models_that_are_not_small(tmp_path, capsys, monkeypatch):
