@@ -15,7 +15,7 @@ if importlib.util.find_spec("triton") is None:
 from triton_lowering import machine_code, triton_sources
 
 BLOCKS, BLOCK, TASKS = 297_168, 1024, 8
-REGISTERS = 128  # per thread: with 128 threads and more, half of an H100's threads are at work
+REGISTERS = 128  # per thread: a quarter of the threads that an H100 can hold are then at work
 
 
 def draw(new, temperature):
