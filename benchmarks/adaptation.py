@@ -86,8 +86,13 @@ def encoder_of(model: str) -> nn.Module:
 
 def heads_of(case: dict) -> list[Tensor]:
     """Random heads of the paper's numbers of classes; logits are 10 times a cosine similarity."""
-    width = MODELS[case["model"]][1]
-    return [10 * nn.functional.normalize(torch.randn(c, width), dim=-1) for c in CLASSES[: case["tasks"]]]
+    width, device = MODELS[case["model"]][1], device_of(case)
+    return [10 * nn.functional.normalize(torch.randn(c, width), dim=-1).to(device) for c in CLASSES[: case["tasks"]]]
+
+
+def device_of(case: dict) -> str:
+    """Where a case computes: here on the CPU; `benchmarks.gpu` says "cuda"."""
+    return case.get("device", "cpu")
 
 
 def ours(case: dict, clock: Clock) -> None:
@@ -98,15 +103,16 @@ def ours(case: dict, clock: Clock) -> None:
     from lib.vision.models import Preprocess
     from lib.vision.objective import ImageObjective
 
-    model = FlatModel(encoder_of(case["model"]))
-    theta0, inside = model.initial(), model.layout.inside()
-    vectors = torch.empty(case["tasks"], model.layout.length)
+    device = device_of(case)
+    model = FlatModel(encoder_of(case["model"]), device)
+    theta0, inside = model.initial(), model.layout.inside(device)
+    vectors = torch.empty(case["tasks"], model.layout.length, device=device)
     for row in vectors:
         row.normal_(std=1e-3).mul_(inside)
     side, concrete = MODELS[case["model"]][0], case["method"] == CONCRETE
     images = [torch.randint(0, 256, (2 * case["batch"], 3, side, side), dtype=torch.uint8) for _ in vectors]
     given = model, heads_of(case), images, Preprocess((0.5,) * 3, (0.25,) * 3)
-    runtime = Runtime("cpu", "bf16" if case["variant"] == BF16 else "fp32")
+    runtime = Runtime(device, "bf16" if case["variant"] == BF16 else "fp32")
     first, later = (ImageObjective(*given, runtime, batch=size, seed=0) for size in (1, case["batch"]))
 
     def objective_at(number: int):  # noqa: ANN202 - an Objective
@@ -165,8 +171,8 @@ def fusion_bench(case: dict, clock: Clock) -> None:
             """Called at the end of every step."""
             clock.stop()
 
-    concrete = case["method"] == CONCRETE
-    fabric = Timed(accelerator="cpu", devices=1)
+    concrete, device = case["method"] == CONCRETE, device_of(case)
+    fabric = Timed(accelerator=device, devices=1)
 
     class Watched(ConcreteLayerWiseAdaMergingForCLIP if concrete else CLIPLayerWiseAdaMergingAlgorithm):
         def compute_logits(self, module: nn.Module, images: Tensor, task: str) -> Tensor:
@@ -178,10 +184,11 @@ def fusion_bench(case: dict, clock: Clock) -> None:
     def batches() -> Iterator[Tensor]:
         for number in range(levels * (clock.warm_up + case["steps"])):
             with clock("loading"):
-                pixels = torch.randn(1 if number < levels * clock.warm_up else case["batch"], 3, side, side)
+                shape = 1 if number < levels * clock.warm_up else case["batch"], 3, side, side
+                pixels = torch.randn(shape, device=device)
             yield pixels
 
-    pretrained = Tower(encoder_of(case["model"]))
+    pretrained = Tower(encoder_of(case["model"]).to(device))
     experts = []
     for _ in range(case["tasks"]):
         experts.append(deepcopy(pretrained))

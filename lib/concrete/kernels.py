@@ -172,12 +172,19 @@ def update_logits(
     second_moment.copy_(second)
 
 
+# One loop per pass: without these options the compiler stores a value that is used twice, which costs another vector
+# [D] and two passes over it. On a GPU eight warps sum a block of 1024, not one, which would hold so much of eight
+# task vectors that its registers spill (`tests/concrete/test_triton.py`).
+COMPILER = {
+    "realize_opcount_threshold": 10_000,
+    "realize_reads_threshold": 1_000,
+    "triton.persistent_reductions": False,
+}
+
+
 @cache
 def _compiled(kernel: Kernel) -> Kernel:
-    # One loop per pass: without these options the compiler stores a value that is used twice, which costs another
-    # vector [D] and two passes over it.
-    options = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 1_000}
-    return torch.compile(kernel, fullgraph=True, options=options)
+    return torch.compile(kernel, fullgraph=True, options=COMPILER)
 
 
 _no_compiler: list[str] = []  # why compiling failed in this process; asked once

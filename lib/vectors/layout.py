@@ -120,8 +120,11 @@ class Layout:
     def add_blocks(self, per_block: Tensor) -> Tensor:
         """Add up the sums over each layer's blocks: [..., D / BLOCK] -> [..., L].
 
-        In the blocks' order, on a GPU too (`index_add_` is unordered there): the same bits each time.
+        In the blocks' order, on CUDA too (`index_add_` is unordered there): the same bits each time.
         """
+        if per_block.device.type == "mps":  # has no segment_reduce
+            sums = per_block.new_zeros(*per_block.shape[:-1], self.layers)
+            return sums.index_add_(-1, self.layer_of_block(per_block.device), per_block)
         counts = self._blocks_per_layer(per_block.device).expand(*per_block.shape[:-1], -1).contiguous()
         axis = per_block.dim() - 1
         return torch.segment_reduce(per_block, "sum", lengths=counts, axis=axis, unsafe=True)  # unsafe: they do add up
