@@ -111,7 +111,7 @@ def check_task_vectors(theta0: Tensor, vectors: Tensor, layout: Layout, *, half:
 
 def layer_norms(vectors: Tensor, layout: Layout) -> Tensor:
     """Euclidean length of every layer of every task vector: [T, D] -> [T, L]."""
-    return layout.layer_sums(vectors.square()).sqrt()
+    return torch.stack([layout.layer_sums(wide(vector).square()).sqrt() for vector in vectors])
 
 
 PIECE = 2**16  # elements whose products are added up in their own type
@@ -122,7 +122,13 @@ def inner_products(vectors: Tensor) -> Tensor:
 
     Added up in float64, piece by piece: one float32 sum of 10^8 terms is wrong by some percent.
     """
-    return sum((part @ part.T).to("cpu", torch.float64) for part in vectors.split(PIECE, dim=1))
+    parts = map(wide, vectors.split(PIECE, dim=1))
+    return sum((part @ part.T).to("cpu", torch.float64) for part in parts)
+
+
+def wide(vector: Tensor) -> Tensor:
+    """A vector in half precision in float32, any other as it is."""
+    return vector.float() if vector.dtype in HALF else vector
 
 
 def length(vector: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 
 from lib.fusion import fisher_merging
 from lib.vectors.layout import Layout
-from lib.vectors.task_vectors import cosine_similarity, inner_products, length, sign_agreement
+from lib.vectors.task_vectors import cosine_similarity, inner_products, layer_norms, length, sign_agreement
 
 LONG = 2**27  # half a GB of float32, as many as the parameters of ViT-B/16
 
@@ -44,3 +44,13 @@ def test_on_short_vectors_they_are_the_formulas():
     signs = vectors.sign()
     share = (signs[:, None] == signs).double().mean(-1)
     torch.testing.assert_close(sign_agreement(vectors), share)
+
+
+def test_vectors_in_half_precision_are_measured_in_float32():
+    torch.manual_seed(2)
+    layout = Layout.of({"a": torch.zeros(3000), "b": torch.zeros(50)})
+    vectors = torch.randn(3, layout.length) * layout.inside()
+    half = vectors.bfloat16()
+    for measure in (cosine_similarity, sign_agreement, lambda these: layer_norms(these, layout)):
+        torch.testing.assert_close(measure(half).float(), measure(half.float()), atol=4e-3, rtol=4e-3)
+    torch.testing.assert_close(layer_norms(half, layout), layer_norms(half.float(), layout), atol=0, rtol=1e-6)
