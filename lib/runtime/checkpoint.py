@@ -22,8 +22,6 @@ class Checkpoint:
         every: seconds between two saves, at least, and more where saving takes long (see `SHARE`); 0 for every step.
     """
 
-    device: str | None = None  # where tensors are loaded to; None for where they were saved
-
     def __init__(self, path: Path | None, every: float = 10.0) -> None:
         self.path, self.every = path, every
         self._last, self._took = time.monotonic(), 0.0
@@ -33,7 +31,8 @@ class Checkpoint:
         if self.path is None or not self.path.is_file():
             return None
         try:
-            return torch.load(self.path, weights_only=True, map_location=self.device)
+            # Onto the CPU, whatever device wrote it: each loop takes its state from there to where it runs now.
+            return torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:
             raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
 
@@ -60,8 +59,6 @@ class SharedCheckpoint(Checkpoint):
     They all save in the same step, that which the first one's clock says, so `state` may send messages. What it gives
     is the state of the whole, the same as of one process, and any number of processes can continue from it.
     """
-
-    device = "cpu"
 
     def load(self) -> dict | None:
         """As one process does; whether there is a file is seen by the first."""

@@ -35,6 +35,18 @@ class Hostile:
         return os.system, ("touch hostile_was_here",)
 
 
+def test_a_checkpoint_of_a_gpu_is_read_on_a_machine_without_one(tmp_path, monkeypatch):
+    """torch notes the device of each tensor, and asks for it when reading, unless it is told another."""
+    path, tag = tmp_path / "checkpoint.pt", torch.serialization.location_tag
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save({"theta": torch.arange(3.0)}, path)
+    monkeypatch.setattr(torch.serialization, "location_tag", tag)
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="CUDA"):
+            torch.load(path, weights_only=True)
+    assert torch.equal(Checkpoint(path).load()["theta"], torch.arange(3.0))
+
+
 def test_a_hostile_checkpoint_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "checkpoint.pt"
