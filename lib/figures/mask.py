@@ -132,7 +132,7 @@ def masked_experts(table: Table) -> Figure:
     for number, variant in enumerate(variants):
         rows = found.loc[variant].loc[tasks]
         height = [-place - 0.13 * (number - (len(variants) - 1) / 2) for place in range(len(tasks))]
-        axes.errorbar(rows["mean"], height, xerr=rows["std"].fillna(0), fmt="oDdsv^"[number % 6], ms=6, capsize=2,
+        axes.errorbar(rows["mean"], height, xerr=rows["std"].fillna(0), fmt="oDdsv^P"[number % 7], ms=6, capsize=2,
                       color=f"C{number}", label=variant)  # fmt: skip
     axes.axhline(1.5 - len(tasks), color="0.8", lw=1)
     axes.set_yticks([-place for place in range(len(tasks))], [clean(task) for task in tasks])
