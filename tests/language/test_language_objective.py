@@ -81,9 +81,9 @@ def test_no_dropout_while_adapting_whatever_ran_before():
     theta = model.initial() + 0.1 * torch.randn(model.layout.length)
     batches = objective(model, prompts())
     model.module.train()  # as fine-tuning leaves it
-    losses = {batches(0)(theta)[0] for _ in range(3)}
+    losses = {batches(0)(theta)[0].item() for _ in range(3)}
     model.module.eval()
-    assert losses == {batches(0)(theta)[0]}
+    assert losses == {batches(0)(theta)[0].item()}
 
 
 def test_there_is_no_way_in_for_targets_and_wrong_prompts_are_refused():
