@@ -63,19 +63,18 @@ def cases(root):
 
 def watch(call):
     """The functions of `lib` that run in a call: {(file, first line)}."""
-    seen = set()
+    seen, ours = set(), str(ROOT / "lib")
 
     def look(frame, event, argument):
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT / "lib"):
-            seen.add((path, frame.f_code.co_firstlineno))
+        if event == "call" and frame.f_code.co_filename.startswith(ours):
+            seen.add((frame.f_code.co_filename, frame.f_code.co_firstlineno))
 
     sys.setprofile(look)
     try:
         call()
     finally:
         sys.setprofile(None)
-    return seen
+    return {(Path(name), line) for name, line in seen}
 
 
 def module_of(path):
