@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lib.concrete.mask import FINAL_MASKS
+
 CHOICES = {
     "outer_sample": ("shared", "fresh"),
     "inner_gradient_at": ("initial", "previous"),
     "inner_optimiser": ("adam", "sgd"),
     "moments": ("kept", "reset"),
-    "final_mask": ("sample", "binary", "expected", "hard"),
+    "final_mask": FINAL_MASKS,
     "hypergradient": ("first-order", "exact"),
 }
 

@@ -22,6 +22,7 @@ from lib.runtime.rng import seed_of
 from lib.vectors.layout import Layout
 from lib.vectors.task_vectors import alike
 
+FINAL_MASKS = ("sample", "binary", "expected", "hard")
 SMALLEST_MEAN = 1e-6  # a layer whose mask has (numerically) vanished is divided by this instead of by zero
 
 
@@ -108,7 +109,7 @@ def final_mask(
     elif kind == "hard":
         mask = (logits > 0).to(logits.dtype) * layout.inside(logits.device)
     else:
-        raise ValueError(f"final_mask={kind!r}, expected 'sample', 'binary', 'expected' or 'hard'")
+        raise ValueError(f"final_mask={kind!r}, expected one of {', '.join(map(repr, FINAL_MASKS))}")
     return rescale(mask, layout) if rescaled else mask
 
 

@@ -115,7 +115,7 @@ def compare_with_full(
 
     What is not learned at test time does not depend on the budget, so it must agree with the *same seed* of the full
     run. What is learned had fewer steps, so it must come near the *mean* of the full run. A seed that the full run
-    does not have has experts of its own: all its methods are held against the mean.
+    does not have has experts of its own: all its methods are compared with the mean.
 
     Args:
         live: rows (method, task, split, seed, accuracy) of one seed.

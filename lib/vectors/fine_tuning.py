@@ -92,8 +92,6 @@ def fine_tune(
         done, curve, recent = saved["step"], [tuple(row) for row in saved["curve"]], saved["recent"]
         kept = saved["kept"]
     look = max(1, steps // 8)  # points on the learning curve
-    frozen = [view for name, view in model.layout.views(theta).items() if name in model.frozen]
-    before = [view.clone() for view in frozen]
 
     for step in progress(range(done, steps), f"fine-tuning {task}", total=steps, begin=done):
         module = model.move_to(theta).train()
@@ -104,8 +102,6 @@ def fine_tune(
         optimiser.param_groups[0]["lr"] = learning_rate_at(step, steps, learning_rate)
         theta.grad = model.gradient
         optimiser.step()
-        for view, own in zip(frozen, before, strict=True):
-            view.copy_(own)  # weight decay knows nothing of them
         recent = loss.item() if math.isnan(recent) else 0.9 * recent + 0.1 * loss.item()
         if (step + 1) % look == 0 or step + 1 == steps:
             curve.append((task, step + 1, recent, accuracy(module.eval())))

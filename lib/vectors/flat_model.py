@@ -49,7 +49,7 @@ class FlatModel:
         module: the module.
         device: where it computes.
         parts: see `lib.concrete.sharding`.
-        names: which parameters belong to the vector, by default all; the others stay as they are.
+        names: which parameters belong to the vector, by default all that can be trained; the others stay as they are.
 
     Attributes:
         module: the wrapped module; its parameters are replaced by views.
@@ -57,6 +57,9 @@ class FlatModel:
         gradient: G [D], written by `backward()`.
         initial_statistics: BatchNorm's running statistics as they were at the start, the pre-trained model's; {}
             without BatchNorm. They are no parameters: see `lib.vectors.batch_norm`.
+
+    Raises:
+        ValueError: if a named parameter is frozen: no gradient would reach it, and weight decay would move it.
     """
 
     def __init__(
@@ -68,7 +71,10 @@ class FlatModel:
     ) -> None:
         self.module = module.to(device)
         parameters = dict(module.named_parameters())
-        self._parameters = {name: parameters[name] for name in (parameters if names is None else names)}
+        chosen = [name for name, own in parameters.items() if own.requires_grad] if names is None else names
+        self._parameters = {name: parameters[name] for name in chosen}
+        if frozen := [name for name, own in self._parameters.items() if not own.requires_grad]:
+            raise ValueError(f"parameter '{frozen[0]}' is frozen: call requires_grad_() on it, or leave it out")
         self.layout = Layout.of(self._parameters, parts=parts)
         self.gradient = torch.zeros(self.layout.length, device=device)
         self._gradient_views = self.layout.views(self.gradient)
@@ -79,11 +85,6 @@ class FlatModel:
         given = {*self.layout.names, *self.initial_statistics}
         parts = {"module": of_module(self.module, without=given), "layout": self.layout}
         return parts | {"initial_statistics": self.initial_statistics}
-
-    @property
-    def frozen(self) -> set[str]:
-        """The layers that no gradient reaches, because their parameters do not ask for one."""
-        return {name for name, own in self._parameters.items() if not own.requires_grad}
 
     def initial(self) -> Tensor:
         """A flat copy of the module's present parameters: theta [D]."""
@@ -99,8 +100,7 @@ class FlatModel:
             parameter = self._parameters[name]
             parameter.grad = None  # torch checks a new .data against the old .grad
             parameter.data = view
-            if parameter.requires_grad:
-                parameter.grad = self._gradient_views[name]
+            parameter.grad = self._gradient_views[name]
         self.gradient.zero_()
         return self.module
 
@@ -111,8 +111,6 @@ class FlatModel:
             loss: of the module's present parameters, [].
             direction: d [D].
         """
-        views = self.layout.views(direction)
-        moving = {name: own for name, own in self._parameters.items() if name not in self.frozen}
-        gradients = torch.autograd.grad(loss, list(moving.values()), create_graph=True, allow_unused=True)
-        parts = zip(moving, gradients, strict=True)
-        return torch.stack([(own * views[name]).sum() for name, own in parts if own is not None]).sum()
+        gradients = torch.autograd.grad(loss, list(self._parameters.values()), create_graph=True, allow_unused=True)
+        parts = zip(gradients, self.layout.views(direction).values(), strict=True)
+        return torch.stack([(own * view).sum() for own, view in parts if own is not None]).sum()

@@ -123,7 +123,7 @@ def inner_products(vectors: Tensor) -> Tensor:
     Added up in float64, piece by piece: one float32 sum of 10^8 terms is wrong by some percent.
     """
     parts = map(wide, vectors.split(PIECE, dim=1))
-    return sum((part @ part.T).to("cpu", torch.float64) for part in parts)
+    return torch.stack([part @ part.T for part in parts]).to("cpu", torch.float64).sum(0)
 
 
 def wide(vector: Tensor) -> Tensor:

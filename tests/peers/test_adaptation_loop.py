@@ -31,7 +31,7 @@ from lib.concrete.mask import rescale, sample_mask
 from lib.concrete.noise import uniform
 from lib.runtime.device import Runtime
 from lib.runtime.rng import seed_of
-from lib.vectors.flat_model import FlatModel
+from lib.vectors.flat_model import Differentiable, FlatModel
 from lib.vision.models import Preprocess, load_clip
 from lib.vision.objective import ImageObjective
 
@@ -61,16 +61,15 @@ class World:
     def objective_at(self, number: int):
         """Our side's objective, by automatic differentiation through the plain module."""
 
-        def objective(theta: Tensor) -> tuple[float, Tensor]:
-            point = theta.detach().clone().requires_grad_()
-            views = self.layout.views(point)
+        def loss_at(theta: Tensor) -> Tensor:
+            views = self.layout.views(theta)
             loss = 0
             for head, own in zip(self.heads, self.pixels, strict=True):
                 features = torch.func.functional_call(self.problem.pretrained, views, (own[number],))[1]
                 loss = loss + entropy_loss(nn.functional.normalize(features, dim=-1) @ head.T)
-            return loss.item(), torch.autograd.grad(loss, point)[0]
+            return loss
 
-        return objective
+        return Differentiable(loss_at)
 
 
 class Peer:

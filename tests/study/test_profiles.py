@@ -4,9 +4,11 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 
+from lib.concrete.mask import FINAL_MASKS
 from lib.runtime.disk import ROOT
 from lib.study.profiles import FAMILIES, FILE, PROFILES, VisionProfile, get_profile, read_profiles
 
@@ -114,6 +116,11 @@ def test_a_wrong_value_is_one_sentence(name, given, message):
     with pytest.raises(ValueError, match=message) as caught:
         get_profile(name, **given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_profile_may_choose_any_final_mask():
+    """Profiles name them once more, because reading profiles must not import torch."""
+    assert get_args(get_type_hints(VisionProfile)["final_mask"]) == FINAL_MASKS
 
 
 def test_the_snakefile_waits_for_no_torch():
