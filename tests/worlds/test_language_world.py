@@ -9,7 +9,8 @@ from random import Random
 import pytest
 
 from lib.language.registry import DRAWN
-from worlds.text.changes import contradict, follow, reword, stray
+from worlds.text import drawn
+from worlds.text.changes import contradict, entails, follow, reword, stray
 from worlds.text.drawn import SPLIT_PARTS, TASKS, draw
 from worlds.text.world import (
     FRAMES,
@@ -117,6 +118,52 @@ def test_what_strays_says_something_that_was_not_said():
         for given, said in ((clause.subject, claim.subject), (clause.object, claim.object)):
             new = new or (said and (said.noun != given.noun or said.adjective != given.adjective))
         assert new, (clause, claim)
+
+
+ALL_DOGS = Phrase("dog", "all", plural=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "claim", "follows"),
+    [
+        (Clause(ALL_DOGS, "sleep"), Clause(Phrase("dog", "all", "calm", plural=True), "sleep"), True),
+        (Clause(Phrase("dog", "all", "calm", plural=True), "sleep"), Clause(ALL_DOGS, "sleep"), False),
+        (Clause(ALL_DOGS, "sleep"), Clause(Phrase("dog", "some", plural=True), "rest"), True),
+        (Clause(DOG, "sleep"), Clause(Phrase("dog", "the"), "sleep"), True),
+        (Clause(Phrase("dog", "the"), "sleep"), Clause(DOG, "sleep"), False),
+        (Clause(DOG, "sleep"), Clause(Phrase("animal", "a", "old"), "sleep"), True),
+        (Clause(Phrase("animal", "a"), "sleep"), Clause(Phrase("dog", "a"), "sleep"), False),
+        (Clause(Phrase("anna"), "sing"), Clause(Phrase("person", "a"), "sing"), True),
+        (Clause(Phrase("anna"), "sing"), Clause(Phrase("ben"), "sing"), False),
+        (CHASE, Clause(DOG, "pursue", CATS), True),
+        (Clause(DOG, "chase", CATS), CHASE, False),
+        (CHASE, Clause(CATS, "chase", DOG), False),
+        (CHASE, Clause(DOG, "see", CATS), False),
+        (CHASE, Clause(DOG, "sleep"), False),
+        (CHASE, Clause(DOG, "chase", CATS, negated=True), False),
+        (Clause(DOG, "chase", CATS, negated=True), Clause(DOG, "chase", CATS, "in the park", negated=True), True),
+        (Clause(DOG, "sleep", place="in the park", negated=True), Clause(DOG, "sleep", negated=True), False),
+    ],
+)
+def test_one_clause_follows_from_another(given, claim, follows):
+    assert entails(given, claim) == follows
+
+
+@pytest.mark.parametrize("task", ["inference", "entailment"])
+def test_a_label_says_whether_the_claim_follows(task, monkeypatch):
+    """All dogs carry a kite, so all calm dogs do; and an animal sleeps if the dog does, whoever else is mentioned."""
+    said = []
+    for name in ("active", "say"):
+        write = getattr(drawn, name)
+        monkeypatch.setattr(drawn, name, lambda *args, write=write: said.append(args[-1]) or write(*args))
+    make, labels = TASKS[task]
+    rng = Random(6)
+    for label in range(labels):
+        for _ in range(1500):
+            said.clear()
+            row = make(rng, label)
+            *given, claim = said
+            assert any(entails(clause, claim) for clause in given) == (label == 0), row
 
 
 def test_what_contradicts_turns_one_thing_around():

@@ -5,7 +5,7 @@ And changes to how a sentence says it: one violation of grammar.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -27,6 +27,7 @@ from worlds.text.world import (
 )
 
 Change = Callable[[Random, Clause], "Clause | None"]
+TRIES = 100
 
 
 def reword(rng: Random, clause: Clause) -> Clause:
@@ -50,6 +51,41 @@ def general(phrase: Phrase) -> Phrase:
     """The phrase with its kind in the noun's place: the dog, an animal; anna, a person."""
     kind = "person" if phrase.noun in NAMES else KIND_OF.get(phrase.noun, phrase.noun)
     return weaker(replace(phrase, noun=kind, determiner=phrase.determiner or "a"))
+
+
+def same_word(one: str, other: str) -> bool:
+    """Whether two words mean the same."""
+    return one == other or SYNONYM.get(one) == other
+
+
+def covers(given: Phrase, said: Phrase) -> bool:
+    """Whether what holds for `given` holds for `said`: the big dog, a dog, an animal; all dogs, all big dogs."""
+    if given.determiner == said.determiner == "all":  # the only phrase of which more words say less
+        given, said = said, given
+    nouns = {given.noun, KIND_OF.get(given.noun), "person" if given.noun in NAMES else given.noun}
+    determiners = {given.determiner, weaker(given).determiner, "a" if given.noun in NAMES else given.determiner}
+    return (
+        said.noun in nouns
+        and (not said.adjective or same_word(given.adjective, said.adjective))
+        and said.determiner in determiners
+        and given.plural == said.plural
+    )
+
+
+def entails(given: Clause, claim: Clause) -> bool:
+    """Whether the claim follows from what is given, as far as this module's changes go.
+
+    A negated clause is taken word by word, except that it holds at every place and time if it names none.
+    """
+    if given.negated != claim.negated or not same_word(given.verb, claim.verb):
+        return False
+    if (given.object is None) != (claim.object is None):
+        return False
+    pairs = [(given.subject, claim.subject), (given.object, claim.object)][: 1 + (given.object is not None)]
+    if given.negated:
+        same = all(covers(*pair) and covers(*pair[::-1]) for pair in pairs)
+        return same and given.place in ("", claim.place) and given.time in ("", claim.time)
+    return all(covers(*pair) for pair in pairs) and claim.place in ("", given.place) and claim.time in ("", given.time)
 
 
 def on_phrase(change: Callable[[Random, Phrase], Phrase | None]) -> Change:
@@ -125,6 +161,7 @@ FOLLOWS: tuple[Change, ...] = (
     drop_tail,
 )
 STRAYS: tuple[Change, ...] = (on_phrase(specific), on_phrase(sibling), on_phrase(add_adjective), add_tail)
+STRAYS_NEGATED: tuple[Change, ...] = (on_phrase(sibling),)  # who does not sleep does not sleep in the park either
 CONTRADICTS: tuple[Change, ...] = (negate, opposite_verb, on_phrase(opposite_adjective))
 
 
@@ -146,11 +183,22 @@ def follow(rng: Random, clause: Clause, *, kinds: bool = False) -> Clause:
     return clause
 
 
-def stray(rng: Random, clause: Clause) -> Clause:
-    """A clause that may or may not hold when this one does."""
-    if clause.negated:
-        return on_phrase(sibling)(rng, clause) or add_tail(rng, clause) or negate(rng, replace(clause, negated=True))
-    return _less(rng, clause, _first(rng, STRAYS, clause))
+def stray(rng: Random, clause: Clause, given: Sequence[Clause] = ()) -> Clause:
+    """A clause that may or may not hold when this one does.
+
+    Args:
+        rng: source of randomness.
+        clause: what is changed.
+        given: all that is known, where that is not `clause` alone; the result follows from none of it.
+    """
+    for _ in range(TRIES):
+        if clause.negated:
+            claim = _first(rng, STRAYS_NEGATED, clause)
+        else:
+            claim = _less(rng, clause, _first(rng, STRAYS, clause))
+        if not any(entails(fact, claim) for fact in (clause, *given)):
+            return claim
+    raise AssertionError(f"every change tried of {clause} follows from what is given")
 
 
 def contradict(rng: Random, clause: Clause) -> Clause:

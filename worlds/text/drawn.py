@@ -22,7 +22,7 @@ from itertools import product
 from random import Random
 
 from lib.runtime.rng import seed_of
-from worlds.text.changes import contradict, differ, follow, other_verb, reword, stray, violated
+from worlds.text.changes import contradict, differ, entails, follow, other_verb, reword, stray, violated
 from worlds.text.world import (
     ACTORS,
     ADVERBS,
@@ -162,10 +162,13 @@ def entailment(rng: Random, label: int) -> Row:
     claim = follow(rng, parts[chosen])
     if label:
         change = rng.random()
-        if change < 0.4:  # who does what is mixed up
-            claim = replace(claim, subject=follow(rng, parts[1 - chosen]).subject)
+        mixed = replace(claim, subject=follow(rng, parts[1 - chosen]).subject)  # who does what is mixed up
+        if change < 0.4 and not any(entails(part, mixed) for part in parts):
+            claim = mixed
+        elif change < 0.65:
+            claim = contradict(rng, claim)
         else:
-            claim = (contradict if change < 0.65 else stray)(rng, claim)
+            claim = stray(rng, claim, parts)
     return {"sentence1": text, "sentence2": say(rng, claim)}
 
 
