@@ -105,7 +105,7 @@ def test_profiles_are_values():
         ("tiny", {"image_size": -1}, "parameter 'image_size' is -1, expected 0 or a positive number"),
         ("tiny", {"tasks": ""}, "parameter 'tasks' is '': name at least one task"),
         ("tiny", {"tasks": "dtd, dtd"}, "parameter 'tasks' is 'dtd, dtd': .* none of them twice"),
-        ("tiny", {"kept_steps": "3 x"}, "'kept_steps' names 'x', expected numbers below fine_tuning_steps=300"),
+        ("tiny", {"kept_steps": "3 x"}, "'kept_steps' names 'x', expected numbers below fine_tuning_steps=420"),
         ("deit-tiny", {"fine_tuning_steps": 600}, "'kept_steps' names '600', .* below fine_tuning_steps=600"),
         ("clip-vit-b-32", {"experts": "~/experts"}, "parameter 'experts' is '~/experts', expected .*{task} in it"),
         ("tiny-t5", {"experts": "x/{task}"}, "unknown parameter 'experts'"),

@@ -34,9 +34,12 @@ from worlds.training import shipping
 VOCABULARY = 800
 CONFIG = {
     "embed_dim": 96,
-    # open_clip's own vision transformer, small: 16 patches of 8 x 8 pixels and a class token. LayerNorm only, so there
-    # are no running statistics to repair after merging; every layer learns, and the loss is smooth in the parameters.
-    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 96, "layers": 4, "head_width": 32},
+    # EdgeNeXt-XXS (https://arxiv.org/abs/2206.10589): convolutions and attention, and LayerNorm only, so there are no
+    # running statistics to repair after merging. At 32 pixels it learns faster than a plain vision transformer.
+    "vision_cfg": {
+        "image_size": 32, "timm_model_name": "edgenext_xx_small", "timm_model_pretrained": False,
+        "timm_pool": "", "timm_proj": "linear",
+    },
     "text_cfg": {
         "context_length": 20, "vocab_size": VOCABULARY, "width": 96, "heads": 3, "layers": 2,
         "pool_type": "eos", "eos_id": 2, "pad_id": 0, "hf_tokenizer_name": "tiny_clip",
