@@ -41,6 +41,7 @@ RUNNING = frozenset(
 )
 PLAIN = (str, int, float, bool, type(None))
 STARTED = time.time()
+WHENCE = ("name_or_path", "transformers_version")  # where a model came from, not what it is
 PIECE = 64 << 20  # bytes hashed at a time: no second copy of a large tensor is made
 
 
@@ -200,10 +201,10 @@ def _options(part: nn.Module) -> dict[str, object]:
     """The public attributes of a module that are plain, functions, or a configuration."""
     found = {}
     for name, value in vars(part).items():
-        if name.startswith("_") or name == "training" or isinstance(value, MethodType):
+        if name.startswith("_") or name.endswith(WHENCE) or name == "training" or isinstance(value, MethodType):
             continue  # a bound method is its class's; peft leaves one behind when a model has been used
         if hasattr(value, "to_dict"):  # of transformers and peft
-            value = {k: v for k, v in value.to_dict().items() if not k.startswith("_") and k != "transformers_version"}
+            value = {k: v for k, v in value.to_dict().items() if not (k.startswith("_") or k.endswith(WHENCE))}
         if isinstance(value, FunctionType | BuiltinFunctionType | type):
             value = f"{value.__module__}.{value.__qualname__}"
         found[name] = json.dumps(value, default=lambda other: type(other).__qualname__, sort_keys=True)

@@ -7,8 +7,10 @@ import torch
 from mini_t5 import mini_t5
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
+from transformers import T5ForConditionalGeneration
 
 from lib.language.lora import adapted, attach, check_same_start, load_adapter, save_adapter, weight_change
+from lib.runtime.keys import content
 from lib.vectors.flat_model import FlatModel
 
 LORA = {"rank": 4, "alpha": 8}
@@ -145,3 +147,16 @@ def test_wrong_names_are_named():
     name = next(iter(trained()))
     with pytest.raises(ValueError, match="only one of A and B for 'encoder"):
         adapted({name: torch.ones(4, 16)})
+
+
+def test_where_a_model_lies_is_in_no_key(tmp_path):
+    """A checkout that was moved, or a model downloaded to another folder, has the same experts."""
+    found = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        mini_t5().save_pretrained(tmp_path / place)
+        model = T5ForConditionalGeneration.from_pretrained(tmp_path / place)
+        torch.manual_seed(0)
+        found += [content(model), content(attach(model, targets=["q", "v"], **LORA))]
+    assert found[0] == found[2] and found[1] == found[3]
+    assert str(tmp_path) not in json.dumps(found)
