@@ -58,14 +58,14 @@ Table = pd.DataFrame
 
 # The figures that are drawn from the one table of their name: that of one seed, or mean and spread over all of them.
 ONE_SEED = (
-    pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, baselines, mask_samples,
+    pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, mask_samples,
     convergence, planted,
 )  # fmt: skip
 ALL_SEEDS = (
     adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic, masked_experts, phases,
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
-    similar_tasks, against_the_paper, temperature, gradient_noise, temperature_curve, task_count, mask_gain, step_cost,
-    objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
+    similar_tasks, against_the_paper, baselines, temperature, gradient_noise, temperature_curve, task_count, mask_gain,
+    step_cost, objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
     activation_variance, real_images, weak_experts,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
