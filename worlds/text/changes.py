@@ -62,12 +62,11 @@ def covers(given: Phrase, said: Phrase) -> bool:
     """Whether what holds for `given` holds for `said`: the big dog, a dog, an animal; all dogs, all big dogs."""
     if given.determiner == said.determiner == "all":  # the only phrase of which more words say less
         given, said = said, given
-    nouns = {given.noun, KIND_OF.get(given.noun), "person" if given.noun in NAMES else given.noun}
-    determiners = {given.determiner, weaker(given).determiner, "a" if given.noun in NAMES else given.determiner}
+    wider = general(given)
     return (
-        said.noun in nouns
+        said.noun in (given.noun, wider.noun)
+        and said.determiner in (given.determiner, wider.determiner)
         and (not said.adjective or same_word(given.adjective, said.adjective))
-        and said.determiner in determiners
         and given.plural == said.plural
     )
 
@@ -77,11 +76,13 @@ def entails(given: Clause, claim: Clause) -> bool:
 
     A negated clause is taken word by word, except that it holds at every place and time if it names none.
     """
-    if given.negated != claim.negated or not same_word(given.verb, claim.verb):
+    if (
+        given.negated != claim.negated
+        or not same_word(given.verb, claim.verb)
+        or bool(given.object) != bool(claim.object)
+    ):
         return False
-    if (given.object is None) != (claim.object is None):
-        return False
-    pairs = [(given.subject, claim.subject), (given.object, claim.object)][: 1 + (given.object is not None)]
+    pairs = [(given.subject, claim.subject)] + ([(given.object, claim.object)] if given.object else [])
     if given.negated:
         same = all(covers(*pair) and covers(*pair[::-1]) for pair in pairs)
         return same and given.place in ("", claim.place) and given.time in ("", claim.time)
