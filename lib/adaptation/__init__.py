@@ -8,7 +8,8 @@ __getattr__, __dir__, __all__ = index(
         "coefficients": "Coefficients",
         "failures": "signatures",
         "loop": "Adapted adapt",
-        "objectives": "OBJECTIVES PredictionObjective entropy",
+        "losses": "entropy expert_kl expert_labels",
+        "objectives": "OBJECTIVES PredictionObjective",
         "protocol": "CHOICES Protocol",
     },
 )

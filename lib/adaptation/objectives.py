@@ -1,4 +1,4 @@
-r"""What test-time adaptation minimises on unlabelled images: prediction entropy, or information maximisation.
+r"""What test-time adaptation minimises on unlabelled inputs: entropy, information maximisation, or what experts say.
 
 An objective maps a point of R^D to a loss and its gradient, `objective(theta) -> (loss, G)`. That is all an adaptation
 loop knows of a model; another model family plugs in by another objective.
@@ -15,33 +15,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lib.adaptation.losses import entropy, entropy_of_mean, expert_kl, expert_labels
 from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices
 from lib.vectors.flat_model import FlatModel
 
 Inputs = TypeVar("Inputs")
-OBJECTIVES = ("entropy", "information-maximisation")
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy (nats) of each row's class probabilities: [N, C] -> [N]."""
-    log_probabilities = torch.log_softmax(logits, dim=-1)
-    return -(log_probabilities.exp() * log_probabilities).sum(-1)
-
-
-def entropy_of_mean(mean: Tensor) -> Tensor:
-    """Shannon entropy (nats) of a mean prediction, class probabilities [C] -> []."""
-    return -torch.xlogy(mean, mean.clamp(min=torch.finfo(mean.dtype).tiny)).sum()
+FROM_EXPERTS = ("expert-kl", "expert-labels")  # these look at the experts' predictions
+OBJECTIVES = ("entropy", "information-maximisation", *FROM_EXPERTS)
 
 
 class PredictionObjective(ABC, Generic[Inputs]):
-    r"""Entropy of the predictions per task, summed over tasks; optionally minus the entropy of their mean.
+    r"""A loss of the predictions per task, summed over tasks.
 
     - "entropy" (AdaMerging, https://arxiv.org/abs/2310.02575, Eq. 4; the paper's): mean_i H(p_i). It can be lowered by
       predicting one class for everything.
     - "information-maximisation" (Krause et al. 2010; SHOT, https://arxiv.org/abs/2002.08546, Eq. 3-4):
       mean_i H(p_i) - diversity * H(mean_i p_i). Sure about each example, undecided about the mixture: it assumes
       classes of roughly equal frequency.
+    - "expert-kl": mean_i KL(expert's p_i || p_i). Whoever merges experts has them, and without labels their
+      predictions are teachers: see `lib.adaptation.losses.expert_kl`.
+    - "expert-labels": cross-entropy on the experts' most probable classes, see `expert_labels` there.
 
     All tasks share theta, so the rows of all tasks go through the model as ONE batch: one forward and one backward
     pass, whatever T. There is no argument for labels.
@@ -65,6 +59,9 @@ class PredictionObjective(ABC, Generic[Inputs]):
         seed: names the order of the batches.
         objective: one of `OBJECTIVES`.
         diversity: weight of the mean prediction's entropy in information maximisation.
+        experts: each task's expert's logits on all its rows, [N_t, C_t] each; for the last two objectives.
+        expert_temperature: softens both predictions in "expert-kl".
+        confidence: in "expert-labels", the expert's least probability for a row to count.
         rows_at_once: at most so many rows per pass through the model, but at least one task's; 0 for all.
         frozen_bytes: what the frozen parts of the model take on the device, for the memory plan.
 
@@ -75,7 +72,8 @@ class PredictionObjective(ABC, Generic[Inputs]):
         running: the running mean prediction of each task [C]; None before its first batch.
 
     Raises:
-        ValueError: if the objective is unknown.
+        ValueError: if the objective is unknown, the experts' predictions are missing or do not fit, the temperature is
+            not positive, or the confidence is no share.
     """
 
     NOT_IN_KEYS = ("mine", "shares", "running", "rows_at_once", "frozen_bytes")
@@ -91,6 +89,9 @@ class PredictionObjective(ABC, Generic[Inputs]):
         seed: int,
         objective: str = "entropy",
         diversity: float = 1.0,
+        experts: Sequence[Tensor] | None = None,
+        expert_temperature: float = 1.0,
+        confidence: float = 0.0,
         rows_at_once: int = 0,
         frozen_bytes: int = 0,
     ) -> None:
@@ -99,9 +100,22 @@ class PredictionObjective(ABC, Generic[Inputs]):
         self.model, self.runtime = model, runtime
         self.counts, self.classes = list(counts), list(classes)
         self.batch, self.seed, self.rows_at_once, self.frozen_bytes = batch, seed, rows_at_once, frozen_bytes
-        self.diversity = diversity if objective == "information-maximisation" else 0.0
+        self.objective, self.diversity = objective, diversity if objective == "information-maximisation" else 0.0
+        self.experts = list(experts) if objective in FROM_EXPERTS and experts is not None else None
+        self.expert_temperature, self.confidence = expert_temperature, confidence
+        self._check_experts()
         self.mine: Collection[int] = range(len(self.counts))
         self.reset()
+
+    def _check_experts(self) -> None:
+        if not (self.expert_temperature > 0 and 0 <= self.confidence <= 1):
+            given = f"expert_temperature={self.expert_temperature}, confidence={self.confidence}"
+            raise ValueError(f"{given}: expected a positive temperature, and a confidence from 0 to 1")
+        if self.objective in FROM_EXPERTS:
+            found = None if self.experts is None else [len(own) for own in self.experts]
+            if found != self.counts:
+                wanted = f"their logits on {self.counts} rows, one tensor per task"
+                raise ValueError(f"objective '{self.objective}' needs the experts' predictions: {wanted}, not {found}")
 
     @abstractmethod
     def inputs(self, rows: Mapping[int, Tensor]) -> Inputs:
@@ -110,6 +124,12 @@ class PredictionObjective(ABC, Generic[Inputs]):
     @abstractmethod
     def logits(self, module: nn.Module, inputs: Inputs, rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
         """The predictions on those rows: one [B_t, C_t] per task."""
+
+    def expert_logits(self, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """What the experts say of some rows of some tasks, task -> [B_t, C_t] on the device; {} if nobody asks."""
+        if self.experts is None:
+            return {}
+        return {task: self.experts[task][own].to(self.runtime.device) for task, own in rows.items()}
 
     def rows(self, step: int) -> dict[int, Tensor]:
         """Which rows of each task a step sees: task -> int64 [B_t]."""
@@ -144,21 +164,32 @@ class PredictionObjective(ABC, Generic[Inputs]):
         single, marginal = torch.stack([shares[task] for task in sorted(shares)]).T
         return {"entropy": single.mean(), "marginal_entropy": marginal.min()}
 
-    def loss(self, task: int, logits: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def loss(
+        self, task: int, logits: Tensor, before: Tensor | None, expert: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """A task's loss, its mean prediction [C], and what `report` says of it [2].
 
         Args:
             task: its number.
             logits: of its rows [B, C].
             before: its running mean prediction before this batch [C], or None at the start.
+            expert: logits of its expert on the same rows [B, C], where the objective asks for them.
         """
+        if expert is not None:
+            if self.objective == "expert-kl":
+                distance = expert_kl(logits, expert, self.expert_temperature)
+            else:
+                distance = expert_labels(logits, expert, self.confidence)
+            logits = logits.detach()  # the rest is for the report
         single, mean = entropy(logits).mean(), logits.softmax(-1).mean(0)
         new = min(1.0, len(logits) / self.classes[task])
         if before is not None and new < 1:
             running = new * mean.detach() + (1 - new) * before
             mean = running + (mean - mean.detach())  # the running average in value, this batch's mean in gradient
         marginal = entropy_of_mean(mean)
-        loss = single - self.diversity * marginal if self.diversity else single
+        loss = distance if expert is not None else single
+        if self.diversity:
+            loss = loss - self.diversity * marginal
         share = torch.stack([single, marginal]).detach() / math.log(max(self.classes[task], 2))
         return loss, mean.detach(), share
 
@@ -189,13 +220,14 @@ class BatchObjective:
         self.whole, self.before, self.seen = whole, list(whole.running), False
         self.groups = [dict(given[first : first + at_once]) for first in range(0, len(given), at_once)]
         self.inputs = [whole.inputs(group) for group in self.groups]
+        self.experts = [whole.expert_logits(group) for group in self.groups]
 
     def _groups(self, module: nn.Module) -> Iterator[dict[int, tuple[Tensor, Tensor, Tensor]]]:
         """What `PredictionObjective.loss` gives of each task, some tasks at a time."""
-        for group, own in zip(self.groups, self.inputs, strict=True):
+        for group, own, experts in zip(self.groups, self.inputs, self.experts, strict=True):
             logits = self.whole.logits(module, own, group)
             parts = zip(group, logits, strict=True)
-            yield {task: self.whole.loss(task, part, self.before[task]) for task, part in parts}
+            yield {task: self.whole.loss(task, part, self.before[task], experts.get(task)) for task, part in parts}
 
     def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Loss [] and gradient; the gradient's vector is used again by the next call."""

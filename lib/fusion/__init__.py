@@ -6,12 +6,15 @@ Methods that need data take statistics of it as a tensor; they never see a model
 """
 
 from lib.fusion.arithmetic import dare, task_arithmetic, ties_merging, weight_averaging
+from lib.fusion.bases import BASES, Base
 from lib.fusion.methods import METHODS, FusionMethod, fusion_method
 from lib.fusion.spectral import iso_c, iso_cts, tsv_m, wudi_merging
 from lib.fusion.statistical import fisher_merging, regmean, regmean_plus_plus
 
 __all__ = [
+    "BASES",
     "METHODS",
+    "Base",
     "FusionMethod",
     "dare",
     "fisher_merging",

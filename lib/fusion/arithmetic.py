@@ -85,18 +85,35 @@ def ties_merging(
     if rule not in TIES_RULES:
         raise ValueError(f"rule is '{rule}', expected one of: {', '.join(TIES_RULES)}")
     scaling_factor = TIES_RULES[rule] if scaling_factor is None else scaling_factor
-    keep = max(1, int(density * layout.parameters))
-    # one task at a time: selecting copies the row and its places, 12 bytes an entry
-    place = layout.length - keep + 1
-    smallest = torch.stack([row.abs().kthvalue(place).values for row in task_vectors])[:, None]
-    merged = torch.empty_like(theta0)
+    smallest, merged = _smallest_kept(task_vectors, layout, density), torch.empty_like(theta0)
     for rows, out in zip(task_vectors.split(SLICE, 1), merged.split(SLICE), strict=True):
-        trimmed = torch.where(rows.abs() >= smallest, rows, 0)  # [T, SLICE]
-        elected = trimmed.sum(0).sign()
-        agreeing = (trimmed * elected).clamp_(min=0)  # magnitudes of the entries that carry the elected sign
+        elected, agreeing = _elect(rows, smallest)
         total = agreeing.sum(0).mul_(elected)
         out.copy_(total / agreeing.count_nonzero(0).clamp_(min=1) if rule == "mean" else total)
     return theta0 + scaling_factor * merged
+
+
+def _smallest_kept(task_vectors: Tensor, layout: Layout, density: float) -> Tensor:
+    """The smallest magnitude that trimming keeps of each task vector: [T, D] -> [T, 1]."""
+    place = layout.length - max(1, int(density * layout.parameters)) + 1
+    # one task at a time: selecting copies the row and its places, 12 bytes an entry
+    return torch.stack([row.abs().kthvalue(place).values for row in task_vectors])[:, None]
+
+
+def _elect(rows: Tensor, smallest: Tensor) -> tuple[Tensor, Tensor]:
+    """Steps 1 and 2 on some entries [T, N]: the elected signs [N], the magnitudes of what carries them [T, N]."""
+    trimmed = torch.where(rows.abs() >= smallest, rows, 0)
+    elected = trimmed.sum(0).sign()
+    return elected, (trimmed * elected).clamp_(min=0)
+
+
+def ties_parts(task_vectors: Tensor, layout: Layout, density: float = 0.2) -> Tensor:
+    """What each task contributes to the sum of Ties-Merging, its entries of the elected sign: [T, D] -> [T, D]."""
+    smallest, parts = _smallest_kept(task_vectors, layout, density), torch.empty_like(task_vectors)
+    for rows, out in zip(task_vectors.split(SLICE, 1), parts.split(SLICE, 1), strict=True):
+        elected, agreeing = _elect(rows, smallest)
+        torch.mul(agreeing, elected, out=out)
+    return parts
 
 
 @fusion_method("DARE", "Yu et al., 2024", "https://arxiv.org/abs/2311.03099")

@@ -25,6 +25,16 @@ def _layer_by_layer(task_vectors: Tensor, layout: Layout, merge: Callable[[Tenso
     return merged
 
 
+def _parts_by_layer(task_vectors: Tensor, layout: Layout, split: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same as one part per task: matrices by `split`, [T, m, n] -> [T, m, n], the rest as its share of the mean."""
+    parts = task_vectors / len(task_vectors)
+    for shape, start, size in zip(layout.shapes, layout.offsets, layout.sizes, strict=False):
+        if len(shape) == 2:
+            matrices = task_vectors[:, start : start + size].unflatten(1, shape)
+            parts[:, start : start + size] = split(matrices).flatten(1)
+    return parts
+
+
 def _svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Thin singular value decomposition without the null directions: U [m, r], s [r], V^T [r, n], r the rank.
 
@@ -74,13 +84,29 @@ def tsv_m(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_facto
     """
 
     def merge(matrices: Tensor) -> Tensor:
-        rank = min(matrices.shape[1:]) // len(matrices)
-        u, s, vh = zip(*map(_svd, matrices), strict=True)
-        left = _orthogonal(torch.cat([part[:, :rank] for part in u], 1))
-        right = _orthogonal(torch.cat([part[:rank] for part in vh], 0))
-        return (left * torch.cat([part[:rank] for part in s])) @ right
+        left, values, right = _orthogonal_factors(matrices)
+        return (torch.cat(left, 1) * torch.cat(values)) @ torch.cat(right)
 
     return theta0 + scaling_factor * _layer_by_layer(task_vectors, layout, merge)
+
+
+def _orthogonal_factors(matrices: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Steps 1 and 2 of TSV-M: of each task U [m, k], singular values [k] and V^T [k, n], orthogonal to the others'."""
+    rank = min(matrices.shape[1:]) // len(matrices)
+    u, s, vh = zip(*((u[:, :rank], s[:rank], vh[:rank]) for u, s, vh in map(_svd, matrices)), strict=True)
+    sizes = [len(own) for own in s]  # a task of low rank has fewer than its share
+    left, right = _orthogonal(torch.cat(u, 1)), _orthogonal(torch.cat(vh, 0))
+    return left.split(sizes, 1), s, right.split(sizes)
+
+
+def tsv_m_parts(task_vectors: Tensor, layout: Layout) -> Tensor:
+    """What each task contributes to TSV-M's merged task vector: U_t diag(S_t) V_t^T after step 2, [T, D] -> [T, D]."""
+
+    def split(matrices: Tensor) -> Tensor:
+        factors = zip(*_orthogonal_factors(matrices), strict=True)
+        return torch.stack([(left * values) @ right for left, values, right in factors])
+
+    return _parts_by_layer(task_vectors, layout, split)
 
 
 @fusion_method("Iso-C", "Marczak et al., 2025", "https://arxiv.org/abs/2502.04959")
@@ -105,6 +131,19 @@ def iso_c(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_facto
         return s.sum() / max(1, len(s)) * (u @ vh)
 
     return theta0 + scaling_factor * _layer_by_layer(task_vectors, layout, merge)
+
+
+def iso_c_parts(task_vectors: Tensor, layout: Layout) -> Tensor:
+    """What each task contributes to Iso-C's merged task vector: mean(s) U diag(1 / s) U^T tau_t, [T, D] -> [T, D].
+
+    Added up over tasks that is mean(s) U V^T, as sum_t tau_t = U diag(s) V^T.
+    """
+
+    def split(matrices: Tensor) -> Tensor:
+        u, s, _ = _svd(matrices.sum(0))
+        return s.sum() / max(1, len(s)) * ((u / s) @ (u.mT @ matrices))
+
+    return _parts_by_layer(task_vectors, layout, split)
 
 
 @fusion_method("Iso-CTS", "Marczak et al., 2025", "https://arxiv.org/abs/2502.04959")

@@ -7,7 +7,7 @@ their value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -163,27 +163,62 @@ def regmean_plus_plus(
     return merged
 
 
+def regmean_parts(
+    task_vectors: Tensor, layout: Layout, grams: Mapping[str, Tensor], non_diagonal: float = NON_DIAGONAL
+) -> Tensor:
+    """What each task contributes to RegMean's merged task vector: [T, D] -> [T, D].
+
+    Per layer with Gram matrices, with the mean mu of the task vectors, mu / T + (tau_t - mu) G_t (sum_t G_t)^-1.
+
+    Args:
+        task_vectors: [T, D].
+        layout: where each layer lies.
+        grams: layer name -> [T, in, in], as for `regmean`.
+        non_diagonal: likewise.
+
+    Returns:
+        The parts, whose sum is the merged task vector.
+
+    Raises:
+        ValueError: as `regmean`.
+    """
+    _check_non_diagonal(non_diagonal)
+    parts = (task_vectors.mean(0) / len(task_vectors)).expand_as(task_vectors).clone()
+    for name, own in _regressed(task_vectors, layout, grams, non_diagonal, one=False):
+        for part, change in zip(parts, own, strict=True):
+            layout.views(part)[name].add_(change.to(part))
+    return parts
+
+
 def _regress(
     merged: Tensor, task_vectors: Tensor, layout: Layout, grams: Mapping[str, Tensor], non_diagonal: float
 ) -> None:
     """Write the RegMean solution of every layer that has Gram matrices into `merged`, which holds the averages."""
-    device = "cpu" if merged.device.type == "mps" else merged.device  # Apple GPUs know no float64
-    vectors, results = [layout.views(vector) for vector in task_vectors], layout.views(merged)
+    results = layout.views(merged)
+    for name, change in _regressed(task_vectors, layout, grams, non_diagonal, one=True):
+        results[name].add_(change.to(merged))
+
+
+def _regressed(
+    task_vectors: Tensor, layout: Layout, grams: Mapping[str, Tensor], non_diagonal: float, *, one: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Per layer what RegMean adds to the mean, in float64: all tasks' sum [out, in], or of each [T, out, in]."""
+    device = "cpu" if task_vectors.device.type == "mps" else task_vectors.device  # Apple GPUs know no float64
+    vectors = [layout.views(vector) for vector in task_vectors]
     for name, gram in grams.items():
-        if name not in results:
+        if name not in vectors[0]:
             raise ValueError(f"Gram matrices given for '{name}', which is no layer of the layout")
-        shape = tuple(results[name].shape)
+        shape = tuple(vectors[0][name].shape)
         _check_gram(name, gram, len(task_vectors), shape)
         noise = shape[1] ** 0.5 * torch.finfo(gram.dtype).eps  # how far rounding may move an eigenvalue of unit scale
         gram = gram.to(device, torch.float64)
         gram = torch.lerp(torch.diag_embed(gram.diagonal(dim1=1, dim2=2)), gram, non_diagonal)  # [T, in, in]
         weights = torch.stack([views[name] for views in vectors]).to(device, torch.float64)  # [T, out, in]
-        right = ((weights - weights.mean(0)) @ gram).sum(0)  # [out, in]
+        right = (weights - weights.mean(0)) @ gram  # [T, out, in]
         total = gram.sum(0)
         scale = total.diagonal().rsqrt().nan_to_num(posinf=0.0)  # to unit diagonal; a dead feature to zero
         inverse = torch.linalg.pinv(scale[:, None] * total * scale, hermitian=True, rtol=noise)
-        solution = (right * scale @ inverse) * scale
-        results[name].add_(solution.to(merged))
+        yield name, ((right.sum(0) if one else right) * scale @ inverse) * scale
 
 
 def _check_fisher(fisher: Tensor, task_vectors: Tensor, layout: Layout) -> None:

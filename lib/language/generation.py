@@ -12,6 +12,7 @@ from lib.language.registry import TextTask
 from lib.language.scoring import score
 from lib.language.tokens import IGNORED, PADDING, Tokenizer
 from lib.runtime.device import Runtime
+from lib.vectors.flat_model import FlatModel
 
 AT_ONCE = 128  # prompts that are answered together
 
@@ -85,6 +86,37 @@ def respond(
 
     answers, losses = zip(*in_batches(prompts, AT_ONCE, answer), strict=True)
     return list(answers), sum(losses) / len(losses)
+
+
+@torch.no_grad()
+def expert_answers(
+    model: FlatModel, theta: Tensor, prompts: Tensor, runtime: Runtime, length: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The answers of the model at a point of R^D by greedy decoding, with what it says at each token.
+
+    Args:
+        model: a T5 bound to flat vectors; it is moved.
+        theta: an expert's parameters, for example [D].
+        prompts: int32 [N, L].
+        runtime: device and precision.
+        length: tokens of an answer at most; 1 is the first token alone.
+
+    Returns:
+        Answers, int32 [N, length], -100 after the end; logits over the vocabulary [N, length, V]. Both on the CPU.
+    """
+    module = model.move_to(theta).eval()
+
+    def answer(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        inputs = model_inputs(prompts[rows], runtime.device)
+        with runtime.autocast():
+            found = module.generate(**inputs, max_new_tokens=length, do_sample=False, num_beams=1)[:, 1:]
+            found = nn.functional.pad(found, (0, length - found.shape[1]), value=PADDING)
+            labels = found.masked_fill(found == PADDING, IGNORED)
+            logits = module(**inputs, labels=labels).logits.float()
+        return list(zip(labels.int().cpu(), logits.cpu(), strict=True))
+
+    answers, logits = zip(*in_batches(prompts, AT_ONCE, answer), strict=True)
+    return torch.stack(answers), torch.stack(logits)
 
 
 def answer_accuracy(

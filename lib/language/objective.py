@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.adaptation.objectives import PredictionObjective
-from lib.language.tokens import PADDING, Tokens
+from lib.language.tokens import IGNORED, PADDING, Tokens
 from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices, seed_of
 from lib.vectors.flat_model import FlatModel
@@ -39,6 +39,10 @@ def first_token_logits(model: nn.Module, inputs: Mapping[str, Tensor], runtime: 
 class TokenObjective(PredictionObjective[dict[str, Tensor]]):
     """Entropy of the first decoded token (paper, section 4.1), by default; see `PredictionObjective`.
 
+    All objectives look at the first token, over the whole vocabulary. With `answers` they look at every token of the
+    expert's own answer, which the decoder is given as it goes on (teacher forcing): so the queries of the decoder, of
+    which the first token tells nothing, have a gradient. A task's logits then have a row per token.
+
     On a CPU, where padding costs time, each task's prompts go through the model by themselves.
 
     Args:
@@ -46,14 +50,23 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
         prompts: unlabelled token numbers, one int32 [N_t, L_t] per task, padded with 0.
         classes: how many answers each task knows: the size of the mixture that information maximisation evens out.
         runtime: device and precision.
-        options: `batch`, `seed`, `objective`, `diversity`, `rows_at_once` of `PredictionObjective`.
+        answers: what each task's expert answers, int32 [N_t, A], -100 after the end (see `lib.language.generation`);
+            `experts` are then its logits [N_t, A, V].
+        options: `batch`, `seed`, `objective`, `rows_at_once` and so on of `PredictionObjective`.
 
     Raises:
         ValueError: if a task has no prompts, or prompts are not int32 [N, L].
     """
 
     def __init__(
-        self, model: FlatModel, prompts: Sequence[Tensor], classes: Sequence[int], runtime: Runtime, **options: object
+        self,
+        model: FlatModel,
+        prompts: Sequence[Tensor],
+        classes: Sequence[int],
+        runtime: Runtime,
+        *,
+        answers: Sequence[Tensor] | None = None,
+        **options: object,
     ) -> None:
         for number, rows in enumerate(prompts):
             if rows.dtype != torch.int32 or rows.dim() != 2 or len(rows) == 0:
@@ -61,21 +74,38 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
         if runtime.device == "cpu":
             options["rows_at_once"] = options.get("rows_at_once") or 1
         super().__init__(model, runtime, [len(rows) for rows in prompts], classes, **options)
-        self.prompts = list(prompts)
+        self.prompts, self.answers = list(prompts), None if answers is None else list(answers)
 
     def inputs(self, rows: Mapping[int, Tensor]) -> dict[str, Tensor]:
-        """Token numbers and mask of the rows of all tasks."""
-        longest = max(self.prompts[task].shape[1] for task in rows)
-        padded = [
-            torch.nn.functional.pad(self.prompts[task][own], (0, longest - self.prompts[task].shape[1]))
-            for task, own in rows.items()
-        ]
-        return model_inputs(torch.cat(padded), self.runtime.device)
+        """Token numbers and mask of the rows of all tasks; with `answers` those of the decoder, too."""
+        inputs = model_inputs(_padded(self.prompts, rows, PADDING), self.runtime.device)
+        if self.answers is not None:
+            inputs["labels"] = _padded(self.answers, rows, IGNORED).long().to(self.runtime.device)
+        return inputs
 
     def logits(self, module: nn.Module, inputs: dict[str, Tensor], rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
-        """One [B_t, V] per task."""
-        logits = first_token_logits(module, inputs, self.runtime)
-        return logits.split([len(own) for own in rows.values()])
+        """One [B_t, V] per task; with `answers` one [tokens of B_t answers, V]."""
+        sizes = [len(own) for own in rows.values()]
+        if self.answers is None:
+            return first_token_logits(module, inputs, self.runtime).split(sizes)
+        with self.runtime.autocast():
+            logits = module(**inputs).logits.float()
+        parts = zip(logits.split(sizes), inputs["labels"].split(sizes), strict=True)
+        return [own[labels != IGNORED] for own, labels in parts]
+
+    def expert_logits(self, rows: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """What the experts say of some rows, in the order of `logits`."""
+        found = super().expert_logits(rows)
+        if self.answers is None:
+            return found
+        return {task: own[(self.answers[task][rows[task]] != IGNORED).to(own.device)] for task, own in found.items()}
+
+
+def _padded(sets: Sequence[Tensor], rows: Mapping[int, Tensor], filling: int) -> Tensor:
+    """Some rows of some sets [N_t, L_t] under each other, as wide as the widest: [sum of B_t, L]."""
+    width = max(sets[task].shape[1] for task in rows)
+    parts = (sets[task][own] for task, own in rows.items())
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=filling) for part in parts])
 
 
 def token_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lib.adaptation.objectives import FROM_EXPERTS
 from lib.language.activations import diagonal_fisher, prompt_grams
 from lib.language.examples import Examples, load_examples
-from lib.language.generation import answer_accuracy, answer_length, respond
+from lib.language.generation import answer_accuracy, answer_length, expert_answers, respond
 from lib.language.lora import attach, check_same_start, load_adapter, save_adapter, sharing_copy, weight_change
 from lib.language.objective import TokenObjective, token_loss
 from lib.language.registry import TextTask, text_task
@@ -138,7 +139,23 @@ class LanguageWorkspace(Workspace):
         setting = setting or self.setting()
         classes = [len(self.tasks[name].words) or GRADES for name in setting.tasks]
         given = self.model, list(setting.inputs.values()), classes, self.study.runtime
-        return TokenObjective(*given, **self._objective_options(setting))
+        options = self._objective_options(setting)
+        if setting.whole_answers and setting.objective in FROM_EXPERTS:
+            options["answers"], options["experts"] = zip(*self.expert_answers(setting), strict=True)
+        return TokenObjective(*given, **options)
+
+    def expert_logits(self, setting: Setting) -> list[Tensor]:
+        """What each task's expert says of the first token of its answer, logits [N_t, V] on the CPU."""
+        return [logits[:, 0] for _, logits in self.expert_answers(replace(setting, whole_answers=False))]
+
+    def expert_answers(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:
+        """What each task's expert answers to the inputs of a setting: see `lib.language.generation.expert_answers`."""
+        found, call = {}, self.study.remember(expert_answers)
+        for task, theta in self.points(setting.tasks):
+            length = answer_length(self.tasks[task], self.tokenizer) if setting.whole_answers else 1
+            answers, logits = call(self.model, theta, setting.inputs[task], self.study.runtime, length)
+            found[task] = answers.cpu(), logits.cpu()
+        return [found[task] for task in setting.tasks]
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""

@@ -69,6 +69,7 @@ def merge_by_name(
     setting: Setting | None = None,
     *,
     protocol: Protocol | None = None,
+    base: str = "Task Arithmetic",
     mask: Tensor | None = None,
     curves: bool = False,
     label: str = "",
@@ -81,6 +82,7 @@ def merge_by_name(
         method: a name from `RECIPES` or `BASELINES`.
         setting: what is merged, and on which inputs adaptation runs; by default all tasks, with entropy.
         protocol: by default the paper's, with the profile's final mask.
+        base: a name from `lib.fusion.BASES`: whose parts the coefficients weigh and the mask covers.
         mask: a given rescaled mask [D] to adapt inside, in place of a learned one (a control).
         curves: score the merged model every `evaluate_every` steps on held-out examples.
         label: shown with the progress; by default the method's name.
@@ -93,16 +95,19 @@ def merge_by_name(
     refuse_unknown(changed, field_names(type(profile)))
     budget = replace(profile, **changed)
     theta0, vectors, layout = workspace.theta0, setting.task_vectors, workspace.layout
+    if method in BASELINES and base != "Task Arithmetic":
+        raise ValueError(f"'{method}' is a method of its own: leave base='{base}' out, or choose one that learns")
     if method in BASELINES:
         return Merged(BASELINES[method](theta0, vectors, layout, scaling_factor=budget.scaling_factor))
     if method not in RECIPES:
         raise ValueError(f"unknown method '{method}'; known: {', '.join((*BASELINES, *RECIPES))}")
+    vectors, initial = parts_of(workspace, setting, base, budget.scaling_factor)
     recipe, label = RECIPES[method], label or method
     protocol = protocol or Protocol(final_mask=budget.final_mask)
     options = {"temperature": budget.temperature, "seed": workspace.study.seed}
     run = partial(
         workspace.study.remember(adapt), workspace.objective(setting), theta0, vectors, layout,
-        coefficients=recipe.coefficients, initial_coefficient=budget.scaling_factor, protocol=protocol,
+        coefficients=recipe.coefficients, initial_coefficient=initial, protocol=protocol,
         evaluate=workspace.held_out(setting) if curves else None,
         evaluate_every=budget.evaluate_every if curves else 0, **options,
     )  # fmt: skip
@@ -119,6 +124,25 @@ def merge_by_name(
         inside = run(label=label, rescaled_mask=mask, steps=steps, learning_rate=rate)
         coefficients, curve = inside.coefficients, inside.curve
     elif logits is None:  # a given mask and nothing to adapt
-        coefficients = theta0.new_full((len(setting.tasks),), budget.scaling_factor)
+        coefficients = theta0.new_full((len(setting.tasks),), initial)
     theta = masks.merge(theta0, vectors, coefficients, layout, mask)
     return Merged(theta, coefficients, mask, logits, mask_curve, curve)
+
+
+def parts_of(workspace: Workspace, setting: Setting, base: str, scaling_factor: float) -> tuple[Tensor, float]:
+    """The parts [T, D] of a base in a setting, and the coefficient to start from (of Task Arithmetic the given factor).
+
+    Raises:
+        ValueError: for an unknown base.
+    """
+    if base not in fusion.BASES:
+        raise ValueError(f"unknown base '{base}'; known: {', '.join(fusion.BASES)}")
+    if base == "Task Arithmetic":
+        return setting.task_vectors, scaling_factor
+    chosen, given = fusion.BASES[base], {}
+    if chosen.needs_grams:
+        rows = [list(workspace.tasks).index(task) for task in setting.tasks]
+        given["grams"] = {name: own[rows] for name, own in workspace.grams().items()}
+    make = workspace.study.remember(chosen.parts)
+    vectors = setting.task_vectors.to(workspace.theta0)
+    return make(vectors, workspace.layout, **given).to(workspace.theta0), chosen.coefficient

@@ -17,10 +17,13 @@ class Setting:
         tasks: names of the tasks.
         task_vectors: theirs [T, D], as the profile's `task_vector_dtype` says.
         inputs: the unlabelled inputs of each: images, uint8 [N, 3, H, W], or tokens, int32 [N, length].
-        objective: "entropy" or "information-maximisation".
+        objective: what adaptation minimises, one of `lib.adaptation.OBJECTIVES`.
         diversity: of information maximisation.
         batch: inputs per task and step.
         corruption: what was done to images, "" for nothing.
+        expert_temperature: of "expert-kl".
+        confidence: of "expert-labels".
+        whole_answers: of texts: objectives from experts look at all tokens of the experts' answers.
     """
 
     tasks: tuple[str, ...]
@@ -30,6 +33,9 @@ class Setting:
     diversity: float
     batch: int
     corruption: str = ""
+    expert_temperature: float = 1.0
+    confidence: float = 0.0
+    whole_answers: bool = False
 
 
 @dataclass(frozen=True)

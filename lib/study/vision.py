@@ -25,7 +25,7 @@ from lib.vision.backbones import load_backbone
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
 from lib.vision.objective import ImageObjective, image_accuracy, image_loss
-from lib.vision.scoring import image_features, score
+from lib.vision.scoring import image_features, image_logits, score
 from lib.vision.tasks import Split, Task, corrupt, load_splits, load_task
 
 
@@ -198,6 +198,14 @@ class VisionWorkspace(Workspace):
         heads, images = [self.heads[name] for name in setting.tasks], list(setting.inputs.values())
         given = self.model, heads, images, self.backbone.preprocess, self.study.runtime
         return ImageObjective(*given, **self._objective_options(setting))
+
+    def expert_logits(self, setting: Setting) -> list[Tensor]:
+        """What each task's expert says of the inputs of a setting, logits [N_t, C_t] on the CPU; kept in the store."""
+        found, heads = {}, self.heads
+        for task, theta in self.points(setting.tasks):
+            given = self.model, theta, heads[task], setting.inputs[task], self.backbone.preprocess, self.study.runtime
+            found[task] = self.study.remember(image_logits)(*given, statistics=self._statistics(task)).cpu()
+        return [found[task] for task in setting.tasks]
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""

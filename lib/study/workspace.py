@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.adaptation.objectives import PredictionObjective
+from lib.adaptation.objectives import FROM_EXPERTS, PredictionObjective
 from lib.fusion import weight_averaging
 from lib.runtime.keys import code_of, digest
 from lib.runtime.rng import batch_indices
@@ -66,6 +66,10 @@ class Workspace(ABC):
     @abstractmethod
     def objective(self, setting: Setting | None = None) -> PredictionObjective:
         """What adaptation minimises in a setting, by default that of all tasks."""
+
+    @abstractmethod
+    def expert_logits(self, setting: Setting) -> list[Tensor]:
+        """What each task's expert says of the inputs of a setting [N_t, C_t]: the teachers of two objectives."""
 
     @abstractmethod
     def evaluate(self, theta: Tensor, method: str, *splits: str, **where: object) -> Table:
@@ -133,10 +137,11 @@ class Workspace(ABC):
     def _vector_files(self) -> Path:
         return self.study.cache / "task_vectors"
 
-    def points(self) -> Iterator[tuple[str, Tensor]]:
-        """Every task's name and its expert theta0 + tau_t [D], one at a time."""
+    def points(self, tasks: Sequence[str] = ()) -> Iterator[tuple[str, Tensor]]:
+        """Every task's name and its expert theta0 + tau_t [D], one at a time; by default of all tasks."""
         for name, vector in zip(self.tasks, self.task_vectors, strict=True):
-            yield name, self.theta0 + vector.to(self.theta0)
+            if not tasks or name in tasks:
+                yield name, self.theta0 + vector.to(self.theta0)
 
     @property
     def frozen_bytes(self) -> int:
@@ -174,6 +179,9 @@ class Workspace(ABC):
         scale: float = 1.0,
         objective: str = "entropy",
         diversity: float = 1.0,
+        expert_temperature: float = 1.0,
+        confidence: float = 0.0,
+        whole_answers: bool = False,
         batch: int = 0,
     ) -> Setting:
         """Describe what is merged, and on what adaptation runs.
@@ -183,8 +191,11 @@ class Workspace(ABC):
             corruption: of adaptation images, see `lib.vision.corrupt`.
             inputs: other unlabelled inputs, by task; by default the adaptation split.
             scale: factor on the task vectors.
-            objective: "entropy" (the paper's) or "information-maximisation".
-            diversity: its weight.
+            objective: one of `lib.adaptation.OBJECTIVES`; "entropy" is the paper's.
+            diversity: weight in information maximisation.
+            expert_temperature: of "expert-kl".
+            confidence: of "expert-labels".
+            whole_answers: of texts: objectives from experts look at all tokens of the experts' answers.
             batch: inputs per task and step; 0 for the profile's.
 
         Raises:
@@ -205,6 +216,9 @@ class Workspace(ABC):
             diversity,
             batch or self.study.profile.adaptation_batch,
             corruption,
+            expert_temperature,
+            confidence,
+            whole_answers,
         )
 
     def held_out(self, setting: Setting | None = None) -> HeldOut:
@@ -228,6 +242,9 @@ class Workspace(ABC):
             "seed": self.study.seed,
             "objective": setting.objective,
             "diversity": setting.diversity,
+            "experts": self.expert_logits(setting) if setting.objective in FROM_EXPERTS else None,
+            "expert_temperature": setting.expert_temperature,
+            "confidence": setting.confidence,
             "frozen_bytes": self.frozen_bytes,
         }
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lib.adaptation.failures import signatures
-from lib.adaptation.objectives import OBJECTIVES, entropy, entropy_of_mean
+from lib.adaptation.losses import entropy, entropy_of_mean, expert_kl, expert_labels
+from lib.adaptation.objectives import FROM_EXPERTS, OBJECTIVES
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
 from lib.vision.models import Preprocess
@@ -104,7 +105,7 @@ def test_the_diversity_term_pulls_as_hard_as_that_of_all_rows_however_many_class
     model, (head,), sets, preprocess, runtime = parts(classes=(classes,), images=80)
     head *= 3  # sure of single images, so that their mean is far from even
     theta, gradients = model.initial(), {}
-    for objective in OBJECTIVES:
+    for objective in ("entropy", "information-maximisation"):
         options = {"batch": batch, "seed": 0, "objective": objective}
         batches, steps = ImageObjective(model, [head], sets, preprocess, runtime, **options), 6 * 80 // batch
         found = torch.stack([batches(step)(theta)[1].clone() for step in range(steps)])
@@ -138,6 +139,95 @@ def test_an_unknown_objective_names_the_known_ones():
     model, heads, sets, preprocess, runtime = parts()
     with pytest.raises(ValueError, match=f"unknown objective 'infomax'; known: {', '.join(OBJECTIVES)}"):
         ImageObjective(model, heads, sets, preprocess, runtime, batch=4, seed=0, objective="infomax")
+
+
+# Objectives that look at the experts' predictions
+
+
+def kl_in_words(p, q):
+    return sum(float(a * (a.log() - b.log()).item()) for a, b in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_the_distance_to_the_expert_is_the_divergence_of_softened_predictions(temperature):
+    torch.manual_seed(0)
+    merged, expert = torch.randn(2, 5, 7, dtype=torch.float64)
+    wanted = [
+        kl_in_words(torch.softmax(e / temperature, -1), torch.softmax(m / temperature, -1))
+        for e, m in zip(expert, merged, strict=True)
+    ]
+    assert expert_kl(merged, expert, temperature).item() == pytest.approx(temperature**2 * sum(wanted) / 5, abs=1e-12)
+    assert expert_kl(expert, expert, temperature).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_gradient_hardly_depends_on_a_high_temperature():
+    """The square of the temperature is there for that (Hinton et al., section 2)."""
+    torch.manual_seed(0)
+    expert = torch.randn(5, 7, dtype=torch.float64)
+    found = []
+    for temperature in (50.0, 100.0):
+        merged = torch.zeros(5, 7, dtype=torch.float64, requires_grad=True)
+        expert_kl(merged, expert, temperature).backward()
+        found.append(merged.grad)
+    torch.testing.assert_close(*found, rtol=0.05, atol=1e-3)
+
+
+def test_only_rows_that_the_expert_is_sure_of_count():
+    expert = torch.tensor([[9.0, 0, 0], [0, 0.1, 0], [0, 0, 9.0]])
+    merged = torch.tensor([[1.0, 2, 3], [4.0, 5, 6], [3.0, 2, 1]])
+    own = nn.functional.cross_entropy(merged, torch.tensor([0, 1, 2]), reduction="none")
+    assert expert_labels(merged, expert).item() == pytest.approx(own.mean().item())
+    assert expert_labels(merged, expert, 0.9).item() == pytest.approx(own[[0, 2]].mean().item())
+    assert expert_labels(merged, expert, 1.0).item() == 0
+
+
+@pytest.mark.parametrize("objective", FROM_EXPERTS)
+@pytest.mark.parametrize("rows_at_once", [0, 5])
+def test_experts_predictions_belong_to_their_rows(objective, rows_at_once):
+    model, heads, sets, preprocess, runtime = parts()
+    experts = [3 * torch.randn(len(own), len(head)) for own, head in zip(sets, heads, strict=True)]
+    options = {"batch": 8, "seed": 0, "objective": objective, "rows_at_once": rows_at_once, "confidence": 0.4}
+    batches = ImageObjective(model, heads, sets, preprocess, runtime, experts=experts, expert_temperature=2, **options)
+    theta, total = model.initial(), 0.0
+    loss, gradient = batches(3)(theta)
+    gradient, encoder = gradient.clone(), model.move_to(theta)
+    for task, rows in batches.rows(3).items():
+        logits = nn.functional.normalize(encoder(preprocess(sets[task][rows])), dim=-1) @ heads[task].T
+        given = experts[task][rows]
+        if objective == "expert-kl":
+            p, q = (given / 2).softmax(-1), (logits / 2).softmax(-1)
+            total = total + 4 * (p * (p / q).log()).sum(-1).mean()
+        else:
+            sure = given.softmax(-1).amax(-1) >= 0.4
+            total = total - logits.log_softmax(-1)[torch.arange(8), given.argmax(-1)][sure].mean()
+    total.backward()
+    assert loss == pytest.approx(total.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, model.gradient, atol=1e-6, rtol=1e-4)
+    assert set(batches.report()) == {"entropy", "marginal_entropy"}
+
+
+def test_at_the_expert_itself_there_is_nothing_to_learn_from_it():
+    model, heads, sets, preprocess, runtime = parts(classes=(4,))
+    theta = model.initial()
+    with torch.no_grad():
+        features = nn.functional.normalize(model.move_to(theta)(preprocess(sets[0])), dim=-1)
+    experts, options = [features @ heads[0].T], {"batch": 8, "seed": 0, "objective": "expert-kl"}
+    loss, gradient = ImageObjective(model, heads, sets, preprocess, runtime, experts=experts, **options)(0)(theta)
+    assert abs(loss) < 1e-6
+    assert gradient.abs().max() < 1e-6
+
+
+def test_missing_or_foreign_predictions_are_refused():
+    model, heads, sets, preprocess, runtime = parts()
+    given, options = (model, heads, sets, preprocess, runtime), {"batch": 4, "seed": 0, "objective": "expert-kl"}
+    with pytest.raises(ValueError, match=r"'expert-kl' needs the experts' predictions: .* \[40, 40\] rows"):
+        ImageObjective(*given, **options)
+    few = [torch.randn(39, 3), torch.randn(40, 20)]
+    with pytest.raises(ValueError, match=r"one tensor per task, not \[39, 40\]"):
+        ImageObjective(*given, experts=few, **options)
+    for wrong in ({"expert_temperature": 0.0}, {"confidence": 1.5}):
+        with pytest.raises(ValueError, match="expected a positive temperature, and a confidence from 0 to 1"):
+            ImageObjective(*given, **options, experts=[torch.randn(40, 3), torch.randn(40, 20)], **wrong)
 
 
 def rows(steps, **columns):

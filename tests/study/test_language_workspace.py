@@ -186,3 +186,14 @@ def test_statistics_of_experts_are_those_of_their_definition(world, space):
     torch.testing.assert_close(grams[layer].double(), rows.T @ rows / len(rows), atol=1e-5, rtol=1e-4)
     assert set(workspace.grams(texts=5)) == set(workspace.layout.names)
     assert workspace.fisher(texts=3).shape == workspace.task_vectors.shape
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_experts_answers_are_teachers(world, whole):
+    workspace = world()
+    setting = workspace.setting(objective="expert-kl", whole_answers=whole)
+    objective = workspace.objective(setting)
+    assert (objective.answers is not None) == whole
+    assert [own.dim() for own in objective.experts] == [3 if whole else 2] * 3
+    merged = merge_by_name(workspace, "AdaMerging (layer-wise)", setting, adaptation_steps=20, adaptation_rate=0.03)
+    assert merged.curve["loss"].tail(5).mean() < merged.curve["loss"].head(5).mean()

@@ -8,7 +8,7 @@ from small_world import TASKS, World
 
 from lib import concrete, fusion
 from lib.adaptation.protocol import Protocol
-from lib.study.recipes import BASELINES, RECIPES, merge_by_name
+from lib.study.recipes import BASELINES, RECIPES, merge_by_name, parts_of
 
 
 @pytest.fixture
@@ -60,11 +60,63 @@ def test_everything_that_determines_a_result_is_part_of_its_key(world):
         (base, {"scaling_factor": 0.2}),
         (base, {"protocol": Protocol(l2=0.1)}),
         (base, {"mask": 2 * world.layout.inside()}),
+        (base, {"base": "TSV-M"}),
+        (base, {"base": "Iso-C"}),
+        (world.setting(objective="expert-kl"), {}),
+        (world.setting(objective="expert-kl", expert_temperature=2.0), {}),
+        (world.setting(objective="expert-labels"), {}),
+        (world.setting(objective="expert-labels", confidence=0.5), {}),
     ]
     for setting, options in variants:
         merge_by_name(world, "AdaMerging (layer-wise)", setting, **options)
     folders = list((world.study.store.root / "adapt").iterdir())
     assert len(folders) == len(variants)
+
+
+@pytest.mark.parametrize("base", fusion.BASES)
+def test_a_base_starts_where_its_method_ends(world, base):
+    world.grams = lambda: {"1.weight": torch.eye(48).expand(3, -1, -1), "3.weight": torch.eye(8).expand(3, -1, -1)}
+    start = merge_by_name(
+        world, "AdaMerging (layer-wise)", base=base, mask=world.layout.inside(), adaptation_rate=1e-12
+    )
+    parts, coefficient = parts_of(world, world.setting(), base, 0.3)
+    even = world.theta0.new_full((3,), coefficient)
+    torch.testing.assert_close(start.theta, concrete.merge(world.theta0, parts, even, world.layout))
+    if base != "RegMean":
+        merge = {found.name: found.merge for found in fusion.METHODS.values()}[base]
+        torch.testing.assert_close(start.theta, merge(world.theta0, world.task_vectors, world.layout))
+    learned = merge_by_name(world, "Concrete AdaMerging (layer-wise)", base=base)
+    assert not torch.allclose(learned.theta, start.theta)
+
+
+def test_a_base_in_a_setting_of_some_tasks_has_their_statistics(world):
+    grams = torch.stack([(1 + task) * torch.eye(48) for task in range(3)])
+    world.grams = lambda: {"1.weight": grams}
+    some = world.setting(["three", "one"])
+    found, _ = parts_of(world, some, "RegMean", 0.3)
+    torch.testing.assert_close(
+        found, fusion.BASES["RegMean"].parts(some.task_vectors, world.layout, {"1.weight": grams[[2, 0]]})
+    )
+
+
+def test_bases_are_for_methods_that_learn(world):
+    with pytest.raises(ValueError, match="unknown base 'TSV'; known: Task Arithmetic, Ties-Merging, TSV-M"):
+        merge_by_name(world, "AdaMerging (layer-wise)", base="TSV")
+    with pytest.raises(ValueError, match="'Ties-Merging' is a method of its own: leave base='TSV-M' out"):
+        merge_by_name(world, "Ties-Merging", base="TSV-M")
+
+
+def test_experts_predictions_are_made_once_and_without_labels(world):
+    setting = world.setting(objective="expert-kl")
+    first = world.objective(setting)
+    assert {len(own) for own in first.experts} == {20}
+    world.objective(setting)
+    assert len(list((world.study.store.root / "image_logits").iterdir())) == len(TASKS)
+    head, theta = world.heads["two"], world.theta0 + world.task_vectors[1]
+    pixels = world.backbone.preprocess(world.inputs("adaptation", "two"))
+    features = torch.nn.functional.normalize(world.model.move_to(theta)(pixels), dim=-1)
+    torch.testing.assert_close(first.experts[1], (features @ head.T).detach())
+    assert set(world.looked_at) == {("adaptation", "")}, "no label, no other split"
 
 
 def test_a_setting_takes_the_tasks_it_names(world):

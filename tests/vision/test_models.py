@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from lib.adaptation.objectives import entropy
+from lib.adaptation.losses import entropy
 from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices, generator, seed_of
 from lib.study.evaluation import methods_by_tasks
