@@ -6,6 +6,7 @@ Methods that need data take statistics of it as a tensor; they never see a model
 """
 
 from lib.fusion.arithmetic import dare, task_arithmetic, ties_merging, weight_averaging
+from lib.fusion.masking import consensus_task_arithmetic, model_breadcrumbs, model_stock
 from lib.fusion.methods import METHODS, FusionMethod, fusion_method
 from lib.fusion.spectral import iso_c, iso_cts, tsv_m, wudi_merging
 from lib.fusion.statistical import fisher_merging, regmean, regmean_plus_plus
@@ -13,11 +14,14 @@ from lib.fusion.statistical import fisher_merging, regmean, regmean_plus_plus
 __all__ = [
     "METHODS",
     "FusionMethod",
+    "consensus_task_arithmetic",
     "dare",
     "fisher_merging",
     "fusion_method",
     "iso_c",
     "iso_cts",
+    "model_breadcrumbs",
+    "model_stock",
     "regmean",
     "regmean_plus_plus",
     "task_arithmetic",
