@@ -1,6 +1,20 @@
-"""Made-up statistics for the fusion methods that need data, so that one test can run every registered method."""
+"""What the tests of fusion share: a small problem, and made-up statistics for the methods that need data.
+
+With the statistics one test can run every registered method.
+"""
 
 import torch
+
+from lib.vectors.layout import Layout
+
+
+def problem(tasks=4, seed=0, dtype=torch.float64):
+    """A matrix, a vector and a convolution kernel, with padding after each."""
+    torch.manual_seed(seed)
+    layout = Layout.of({"a": torch.zeros(3, 4), "b": torch.zeros(5), "c": torch.zeros(2, 3, 1, 1)}, block=5)
+    inside = layout.inside().to(dtype)
+    theta0 = torch.randn(layout.length, dtype=dtype) * inside
+    return theta0, torch.randn(tasks, layout.length, dtype=dtype) * inside, layout
 
 
 def extra(method, theta0, vectors, layout, order=None):

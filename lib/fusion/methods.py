@@ -1,4 +1,8 @@
-"""The table of fusion methods: one decorator that registers a merging function with its paper and its needs."""
+"""The tables of fusion methods: decorators that register a merging function with its paper and its needs.
+
+`METHODS` holds those that merge all tasks into one model. `PER_TASK` holds those that keep something of each task, and
+so give a model per task.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,27 @@ class FusionMethod:
     merge: Callable[..., Tensor]
 
 
+@dataclass(frozen=True)
+class PerTaskMethod:
+    """A method that gives each task its own model, where it comes from and what that costs.
+
+    Attributes:
+        name: as printed in tables and figures.
+        reference: authors and year.
+        paper: link.
+        keeps: what must be kept of each task beside one merged model, in words.
+        merge: the function itself.
+    """
+
+    name: str
+    reference: str
+    paper: str
+    keeps: str
+    merge: Callable[..., Tensor]
+
+
 METHODS: dict[str, FusionMethod] = {}
+PER_TASK: dict[str, PerTaskMethod] = {}
 
 
 def fusion_method(
@@ -44,13 +68,36 @@ def fusion_method(
     """
 
     def register(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @wraps(merge)
-        def checked(theta0: Tensor, task_vectors: Tensor, layout: Layout, **hyperparameters: object) -> Tensor:
-            check_task_vectors(theta0, task_vectors, layout, half=True)
-            own = task_vectors if sums_only else task_vectors.to(theta0)
-            return merge(theta0, own, layout, **hyperparameters)
-
+        checked = _checked(merge, sums_only)
         METHODS[merge.__name__] = FusionMethod(name, reference, paper, needs_data, checked)
         return checked
 
     return register
+
+
+def per_task_method(
+    name: str, reference: str, paper: str, *, keeps: str
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """Register `merge(theta0: [D], task_vectors: [T, D], layout, *, ...) -> [T, D]`, a point for each task.
+
+    What it is given is checked and converted as for a `fusion_method`.
+    """
+
+    def register(merge: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        checked = _checked(merge, sums_only=False)
+        PER_TASK[merge.__name__] = PerTaskMethod(name, reference, paper, keeps, checked)
+        return checked
+
+    return register
+
+
+def _checked(merge: Callable[..., Tensor], sums_only: bool) -> Callable[..., Tensor]:
+    """The same function, which checks and converts its task vectors first."""
+
+    @wraps(merge)
+    def checked(theta0: Tensor, task_vectors: Tensor, layout: Layout, **hyperparameters: object) -> Tensor:
+        check_task_vectors(theta0, task_vectors, layout, half=True)
+        own = task_vectors if sums_only else task_vectors.to(theta0)
+        return merge(theta0, own, layout, **hyperparameters)
+
+    return checked

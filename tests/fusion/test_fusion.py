@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fusion_inputs import extra
+from fusion_inputs import extra, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,15 +21,6 @@ from lib.fusion import (
 from lib.vectors.layout import Layout
 
 SPECTRAL = ("tsv_m", "iso_c", "iso_cts", "wudi_merging")
-
-
-def problem(tasks=4, seed=0, dtype=torch.float64):
-    """A matrix, a vector and a convolution kernel, with padding after each."""
-    torch.manual_seed(seed)
-    layout = Layout.of({"a": torch.zeros(3, 4), "b": torch.zeros(5), "c": torch.zeros(2, 3, 1, 1)}, block=5)
-    inside = layout.inside().to(dtype)
-    theta0 = torch.randn(layout.length, dtype=dtype) * inside
-    return theta0, torch.randn(tasks, layout.length, dtype=dtype) * inside, layout
 
 
 def one_matrix(*matrices):
