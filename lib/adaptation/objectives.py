@@ -244,6 +244,12 @@ class BatchObjective:
         gradient = whole.model.gradient
         return torch.stack(losses).sum() if losses else gradient.new_zeros(()), gradient
 
+    @torch.no_grad()
+    def value(self, theta: Tensor) -> float:
+        """The loss alone; the rows count as evidence for nothing."""
+        module = self.whole.model.move_to(theta).eval()
+        return float(sum(loss for parts in self._groups(module) for loss, *_ in parts.values()))
+
     def hessian_product(self, theta: Tensor, direction: Tensor) -> Tensor:
         """The Hessian at theta times a direction [D], by a second backward pass; in the gradient's vector, too."""
         model = self.whole.model

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lib.fusion.arithmetic import TIES_RULES, ties_parts
 from lib.fusion.spectral import iso_c_parts, tsv_m_parts, wudi_merging
 from lib.fusion.statistical import regmean_parts
+from lib.runtime.rng import generator
 from lib.vectors.layout import Layout
 from lib.vectors.task_vectors import sum_of
 
@@ -28,14 +30,15 @@ class Base:
     """A base.
 
     Attributes:
-        parts: `parts(task_vectors [T, D], layout) -> P [T, D]`; with `grams` as a third argument, if it needs them.
+        parts: `parts(task_vectors [T, D], layout, **needs) -> P [T, D]`.
         coefficient: lambda_0.
-        needs_grams: whether it needs Gram matrices of the tasks' unlabelled inputs.
+        needs: names of what else it is given: "theta0" [D], "grams" of the tasks' unlabelled inputs (see `regmean`), or
+            "seed".
     """
 
     parts: Callable[..., Tensor]
     coefficient: float = 1.0
-    needs_grams: bool = False
+    needs: tuple[str, ...] = ()
 
 
 def task_vectors_themselves(task_vectors: Tensor, layout: Layout) -> Tensor:
@@ -56,5 +59,30 @@ BASES: Mapping[str, Base] = {
     "TSV-M": Base(tsv_m_parts),
     "Iso-C": Base(iso_c_parts),
     "WUDI-Merging": Base(wudi_parts),
-    "RegMean": Base(regmean_parts, needs_grams=True),
+    "RegMean": Base(regmean_parts, needs=("grams",)),
+}
+
+
+def random_directions(task_vectors: Tensor, layout: Layout, seed: int) -> Tensor:
+    """Random vectors as long as the task vectors in every layer, [T, D] -> [T, D]: as many numbers, no knowledge."""
+    found = torch.empty_like(task_vectors)
+    for task, (out, vector) in enumerate(zip(found, task_vectors, strict=True)):
+        draw = torch.randn(layout.length, generator=generator("random directions", seed, task)).to(vector)
+        draw *= layout.inside(vector.device).to(vector)
+        size = (layout.layer_sums(vector.square()) / layout.layer_sums(draw.square())).sqrt()
+        torch.mul(draw, layout.spread(size), out=out)
+    return found
+
+
+def pretrained_pieces(task_vectors: Tensor, layout: Layout, theta0: Tensor, seed: int) -> Tensor:
+    """The pre-trained parameters dealt out to T parts at random, [T, D]: as many numbers to adapt theta0 by itself."""
+    owner = torch.randint(0, len(task_vectors), (layout.length,), generator=generator("pieces", seed))
+    owner = owner.to(theta0.device)
+    return torch.stack([torch.where(owner == part, theta0, 0) for part in range(len(task_vectors))])
+
+
+# Bases that know nothing of the experts, and start from the pre-trained model: what adaptation gains without merging.
+CONTROLS: Mapping[str, Base] = {
+    "Random directions (control)": Base(random_directions, 0.0, ("seed",)),
+    "Pre-trained weights (control)": Base(pretrained_pieces, 0.0, ("theta0", "seed")),
 }

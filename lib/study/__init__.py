@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = index(
         "evaluation": "main_table methods_by_tasks paired_difference with_spread",
         "language": "LanguageWorkspace",
         "profiles": "get_profile",
+        "rates": "choose_rates",
         "recipes": "merge_by_name",
         "study": "Study open_study",
         "vision": "VisionWorkspace",

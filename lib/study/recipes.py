@@ -72,6 +72,7 @@ def merge_by_name(
     base: str = "Task Arithmetic",
     mask: Tensor | None = None,
     curves: bool = False,
+    evaluate: Callable[[Tensor], dict[str, float]] | None = None,
     label: str = "",
     **changed: float | str,
 ) -> Merged:
@@ -82,9 +83,10 @@ def merge_by_name(
         method: a name from `RECIPES` or `BASELINES`.
         setting: what is merged, and on which inputs adaptation runs; by default all tasks, with entropy.
         protocol: by default the paper's, with the profile's final mask.
-        base: a name from `lib.fusion.BASES`: whose parts the coefficients weigh and the mask covers.
+        base: a name from `lib.fusion.BASES` or `CONTROLS`: whose parts the coefficients weigh and the mask covers.
         mask: a given rescaled mask [D] to adapt inside, in place of a learned one (a control).
         curves: score the merged model every `evaluate_every` steps on held-out examples.
+        evaluate: called as often with the merged parameters, in place of that: see `adapt`.
         label: shown with the progress; by default the method's name.
         changed: fields of the profile to change, such as mask_steps=80 or temperature=0.1.
 
@@ -103,13 +105,13 @@ def merge_by_name(
         raise ValueError(f"unknown method '{method}'; known: {', '.join((*BASELINES, *RECIPES))}")
     vectors, initial = parts_of(workspace, setting, base, budget.scaling_factor)
     recipe, label = RECIPES[method], label or method
+    evaluate = evaluate or (workspace.held_out(setting) if curves else None)
     protocol = protocol or Protocol(final_mask=budget.final_mask)
     options = {"temperature": budget.temperature, "seed": workspace.study.seed}
     run = partial(
         workspace.study.remember(adapt), workspace.objective(setting), theta0, vectors, layout,
         coefficients=recipe.coefficients, initial_coefficient=initial, protocol=protocol,
-        evaluate=workspace.held_out(setting) if curves else None,
-        evaluate_every=budget.evaluate_every if curves else 0, **options,
+        evaluate=evaluate, evaluate_every=budget.evaluate_every if evaluate else 0, **options,
     )  # fmt: skip
     logits = mask_curve = curve = None
     if recipe.mask and mask is None:
@@ -135,14 +137,15 @@ def parts_of(workspace: Workspace, setting: Setting, base: str, scaling_factor: 
     Raises:
         ValueError: for an unknown base.
     """
-    if base not in fusion.BASES:
-        raise ValueError(f"unknown base '{base}'; known: {', '.join(fusion.BASES)}")
+    known = fusion.BASES | fusion.CONTROLS
+    if base not in known:
+        raise ValueError(f"unknown base '{base}'; known: {', '.join(known)}")
     if base == "Task Arithmetic":
         return setting.task_vectors, scaling_factor
-    chosen, given = fusion.BASES[base], {}
-    if chosen.needs_grams:
+    chosen, given = known[base], {"theta0": workspace.theta0, "seed": workspace.study.seed}
+    if "grams" in chosen.needs:
         rows = [list(workspace.tasks).index(task) for task in setting.tasks]
         given["grams"] = {name: own[rows] for name, own in workspace.grams().items()}
-    make = workspace.study.remember(chosen.parts)
-    vectors = setting.task_vectors.to(workspace.theta0)
-    return make(vectors, workspace.layout, **given).to(workspace.theta0), chosen.coefficient
+    make, vectors = workspace.study.remember(chosen.parts), setting.task_vectors.to(workspace.theta0)
+    found = make(vectors, workspace.layout, **{name: given[name] for name in chosen.needs})
+    return found.to(workspace.theta0), chosen.coefficient

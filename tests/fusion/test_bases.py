@@ -6,7 +6,7 @@ from fusion_inputs import extra
 
 from lib import fusion
 from lib.concrete import merge
-from lib.fusion.bases import BASES
+from lib.fusion.bases import BASES, CONTROLS
 from lib.vectors.layout import Layout
 
 METHODS = {
@@ -30,7 +30,7 @@ def problem(tasks=3, rank=0, seed=0):
 
 
 def given(name, theta0, vectors, layout, order=None):
-    return extra("regmean", theta0, vectors, layout, order) if BASES[name].needs_grams else {}
+    return extra("regmean", theta0, vectors, layout, order) if BASES[name].needs else {}
 
 
 def test_every_base_is_a_method():
@@ -74,3 +74,21 @@ def test_parts_of_iso_c_keep_what_is_a_tasks_own():
     assert not parts[1:, :96].any()
     spectrum = torch.linalg.svdvals(layout.views(parts[0])["a"])
     torch.testing.assert_close(spectrum, spectrum.mean().expand_as(spectrum))
+
+
+def test_random_directions_are_as_long_and_know_nothing():
+    _, vectors, layout = problem()
+    parts = CONTROLS["Random directions (control)"].parts(vectors, layout, seed=0)
+    torch.testing.assert_close(layout.layer_sums(parts.square()), layout.layer_sums(vectors.square()))
+    assert not (parts * (1 - layout.inside())).any()
+    cosines = torch.nn.functional.cosine_similarity(parts, vectors)
+    assert cosines.abs().max() < 0.4
+    assert not torch.equal(parts, CONTROLS["Random directions (control)"].parts(vectors, layout, seed=1))
+
+
+def test_pieces_of_the_pretrained_weights_are_disjoint_and_add_up_to_them():
+    theta0, vectors, layout = problem()
+    parts = CONTROLS["Pre-trained weights (control)"].parts(vectors, layout, theta0, 0)
+    torch.testing.assert_close(parts.sum(0), theta0)
+    assert ((parts != 0).sum(0) <= 1).all()
+    assert (parts != 0).any(1).all()
