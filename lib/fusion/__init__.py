@@ -6,6 +6,7 @@ Methods that need data take statistics of it as a tensor; they never see a model
 """
 
 from lib.fusion.arithmetic import dare, task_arithmetic, ties_merging, weight_averaging
+from lib.fusion.calibration import featcal
 from lib.fusion.methods import METHODS, FusionMethod, fusion_method
 from lib.fusion.spectral import iso_c, iso_cts, tsv_m, wudi_merging
 from lib.fusion.statistical import fisher_merging, regmean, regmean_plus_plus
@@ -14,6 +15,7 @@ __all__ = [
     "METHODS",
     "FusionMethod",
     "dare",
+    "featcal",
     "fisher_merging",
     "fusion_method",
     "iso_c",
