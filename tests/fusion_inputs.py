@@ -30,6 +30,8 @@ def extra(method, theta0, vectors, layout, order=None):
     if method == "fisher_merging":
         fisher = torch.rand(tasks, layout.length, generator=random, dtype=torch.float64) * layout.inside()
         return {"fisher": fisher[order].to(theta0)}
+    if method == "featcal":
+        return {"groups": [(name,) for name in layout.names], "moments_at": made_up_moments(tasks, layout, order)}
     if method not in ("regmean", "regmean_plus_plus"):
         return {}
     grams = {}
@@ -46,3 +48,23 @@ def extra(method, theta0, vectors, layout, order=None):
         return {name: grams[name][task] + torch.outer(row, row) for name, row in inputs.items()}
 
     return {"groups": [(name,) for name in layout.names], "grams_at": grams_at}
+
+
+def moments(x, y):
+    """What `read_moments` gives of inputs x and y [rows, in]: second moments of both with a column of ones."""
+    x, y = (torch.nn.functional.pad(rows, (0, 1), value=1.0) for rows in (x, y))
+    return torch.stack([x.T @ x, x.T @ y]) / len(x)
+
+
+def made_up_moments(tasks, layout, order):
+    """`moments_at` of inputs that depend on the points, as activations do; kernels have none."""
+    random = torch.Generator().manual_seed(1)
+    widths = {name: shape[-1] for name, shape in zip(layout.names, layout.shapes, strict=True) if len(shape) in (1, 2)}
+    data = {name: torch.randn(tasks, 2 * n, n, generator=random, dtype=torch.float64) for name, n in widths.items()}
+
+    def moments_at(task, merged, expert, layers):
+        own = {name: data[name][order[task]] for name in layers if name in data}
+        both = {name: (rows + point[: rows.shape[1]] for point in (merged, expert)) for name, rows in own.items()}
+        return {name: moments(*rows).to(merged) for name, rows in both.items()}
+
+    return moments_at

@@ -32,6 +32,7 @@ COLOURS = {
     "Fisher merging": ORANGE,
     "RegMean": ORANGE,
     "RegMean++": ORANGE,
+    "FeatCal": ORANGE,
     "Concrete Task Arithmetic": RED,
     "AdaMerging (task-wise)": PURPLE,
     "AdaMerging (layer-wise)": BROWN,

@@ -9,6 +9,7 @@ method merges into one part per task, for methods that learn coefficients or a m
 
 from lib.fusion.arithmetic import dare, task_arithmetic, ties_merging, weight_averaging
 from lib.fusion.bases import BASES, CONTROLS, Base
+from lib.fusion.calibration import featcal
 from lib.fusion.masking import consensus_task_arithmetic, model_breadcrumbs, model_stock
 from lib.fusion.methods import METHODS, PER_TASK, FusionMethod, PerTaskMethod, fusion_method, per_task_method
 from lib.fusion.per_task import emr_merging, tall_masks
@@ -26,6 +27,7 @@ __all__ = [
     "consensus_task_arithmetic",
     "dare",
     "emr_merging",
+    "featcal",
     "fisher_merging",
     "fusion_method",
     "iso_c",

@@ -146,7 +146,7 @@ def regmean_plus_plus(
             matrix does not fit its layer, or non_diagonal is out of range.
     """
     _check_non_diagonal(non_diagonal)
-    _check_groups(groups, layout)
+    check_groups(groups, layout)
     merged = theta0 + task_vectors.mean(0)
     for group in groups:
         inside = layout.spread(torch.tensor([name in group for name in layout.names], device=theta0.device))
@@ -251,10 +251,11 @@ def _check_non_diagonal(non_diagonal: float) -> None:
         raise ValueError(f"non_diagonal is {non_diagonal}, expected a factor in [0, 1]; the paper takes 0.9")
 
 
-def _check_groups(groups: Sequence[Sequence[str]], layout: Layout) -> None:
+def check_groups(groups: Sequence[Sequence[str]], layout: Layout) -> None:
+    """Refuse groups of layers that are empty, name an unknown layer, or name one twice, with a ValueError."""
     names = [name for group in groups for name in group]
     if not names:
-        raise ValueError("no groups of layers given: RegMean++ needs the model's blocks in forward order")
+        raise ValueError("no groups of layers given: expected the model's blocks in forward order")
     for number, name in enumerate(names):
         if name not in layout.names:
             raise ValueError(f"a group names '{name}', which is no layer of the layout")

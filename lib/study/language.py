@@ -13,7 +13,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lib.adaptation.objectives import FROM_EXPERTS
-from lib.language.activations import diagonal_fisher, prompt_grams
+from lib.fusion.activations import layer_groups, read_moments
+from lib.language.activations import diagonal_fisher, prompt_calls, prompt_grams
 from lib.language.examples import Examples, load_examples
 from lib.language.generation import answer_accuracy, answer_length, expert_answers, respond
 from lib.language.lora import attach, check_same_start, load_adapter, save_adapter, sharing_copy, weight_change
@@ -249,3 +250,13 @@ class LanguageWorkspace(Workspace):
             given = self.model, theta, self.sample(task, texts), self.study.runtime
             found.append(self.study.remember(prompt_grams)(*given, **options))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
+
+    def calibration(self, *, texts: int = 256) -> dict[str, object]:
+        """What `featcal` needs on as many training prompts per task: `groups` of layers, and `moments_at`."""
+        prompts, runtime = [self.sample(task, texts) for task in self.tasks], self.study.runtime
+
+        def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+            calls = prompt_calls(prompts[task], runtime.device)
+            return read_moments(self.model, (merged, expert), calls, runtime, layers=layers)
+
+        return {"groups": layer_groups(self.model), "moments_at": moments_at}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.files.experts import check_activation, load_published
-from lib.fusion.activations import layer_groups
+from lib.fusion.activations import layer_groups, read_moments
 from lib.runtime.keys import digest
 from lib.runtime.rng import batch_indices, seed_of
 from lib.study.evaluation import COLUMNS
@@ -20,7 +20,7 @@ from lib.study.workspace import OnDemand, Table, Workspace
 from lib.vectors import batch_norm
 from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
-from lib.vision.activations import diagonal_fisher, input_grams
+from lib.vision.activations import diagonal_fisher, image_calls, input_grams
 from lib.vision.backbones import load_backbone
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
@@ -286,3 +286,15 @@ class VisionWorkspace(Workspace):
             return input_grams(*given, layers=layers)
 
         return {"groups": layer_groups(self.model), "grams_at": grams_at}
+
+    def calibration(self, *, images: int = 256) -> dict[str, object]:
+        """What `featcal` needs on as many training images per task: `groups` of layers, and `moments_at`."""
+        names, pixels = list(self.tasks), [self.sample(task, images) for task in self.tasks]
+
+        def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
+            own = self._statistics(names[task])
+            buffers = batch_norm.statistics(self.place(merged)) if own else {}, own
+            calls = image_calls(pixels[task], self.backbone.preprocess, merged)
+            return read_moments(self.model, (merged, expert), calls, self.study.runtime, layers=layers, buffers=buffers)
+
+        return {"groups": layer_groups(self.model), "moments_at": moments_at}

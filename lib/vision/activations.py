@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import normalize, one_hot
 
-from lib.fusion.activations import read_grams
+from lib.fusion.activations import Call, read_grams
 from lib.runtime.device import Runtime
 from lib.runtime.rng import generator
 from lib.vectors.batch_norm import Statistics, load_statistics
@@ -144,11 +144,20 @@ def input_grams(
     Raises:
         ValueError: if there are no images or they are not uint8 [N, 3, H, W].
     """
-    _check_images(images)
+    calls = image_calls(images, preprocess, theta, batch)
     if statistics is not None:
         load_statistics(model.module, statistics)
-    pixels = (preprocess(part.to(theta.device)).to(theta.dtype) for part in images.split(batch))
-    return read_grams(model, theta, (((part,), {}) for part in pixels), runtime, layers=layers)
+    return read_grams(model, theta, calls, runtime, layers=layers)
+
+
+def image_calls(images: Tensor, preprocess: Preprocess, like: Tensor, batch: int = 64) -> Iterator[Call]:
+    """Forward passes over images, in the type and on the device of `like`: see `lib.fusion.activations`.
+
+    Raises:
+        ValueError: if there are no images or they are not uint8 [N, 3, H, W].
+    """
+    _check_images(images)
+    return (((preprocess(part.to(like.device)).to(like.dtype),), {}) for part in images.split(batch))
 
 
 def _check_images(images: Tensor) -> None:

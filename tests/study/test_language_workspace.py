@@ -186,6 +186,15 @@ def test_statistics_of_experts_are_those_of_their_definition(world, space):
     torch.testing.assert_close(grams[layer].double(), rows.T @ rows / len(rows), atol=1e-5, rtol=1e-4)
     assert set(workspace.grams(texts=5)) == set(workspace.layout.names)
     assert workspace.fisher(texts=3).shape == workspace.task_vectors.shape
+    needs = workspace.calibration(texts=5)
+    names = [name for group in needs["groups"] for name in group]
+    assert sorted(names) == sorted(workspace.layout.names)
+    assert {name.split(".layer.")[0] for name in needs["groups"][0]} == {names[0].split(".layer.")[0]}  # a block of T5
+    moments = needs["moments_at"](0, theta, theta, needs["groups"][0])
+    assert set(moments) == set(needs["groups"][0])
+    assert all(torch.equal(*both) for both in moments.values())
+    calibrated = fusion.featcal(workspace.theta0, workspace.task_vectors, workspace.layout, **needs)
+    assert torch.isfinite(calibrated).all()
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from lib.fusion import fisher_merging, regmean, regmean_plus_plus, weight_averaging
+from lib.fusion import featcal, fisher_merging, regmean, regmean_plus_plus, weight_averaging
 from lib.fusion.activations import layer_groups
 from lib.runtime.device import Runtime
 from lib.study.profiles import get_profile
@@ -277,7 +277,12 @@ def test_statistics_of_experts_are_kept_in_the_store(tmp_path, monkeypatch):
     assert grams["transformer.resblocks.0.attn.in_proj_weight"].shape == (2, 8, 8)
     inputs = workspace.merged_inputs(images=4)
     results = [fisher_merging(*everything, fisher=fisher), regmean(*everything, grams=grams)]
-    assert all(torch.isfinite(result).all() for result in [*results, regmean_plus_plus(*everything, **inputs)])
+    calibrated = featcal(*everything, **workspace.calibration(images=4))
+    results += [regmean_plus_plus(*everything, **inputs), calibrated]
+    assert all(torch.isfinite(result).all() for result in results)
+    start = theta0 + 0.3 * (experts - theta0).sum(0)
+    moved = {name for name, part in model.layout.views(calibrated - start).items() if part.any()}
+    assert moved == {name for group in inputs["groups"] for name in group}  # a block has linear layers and norms only
     monkeypatch.setattr(activations, "read_grams", None)  # from here on only the store can answer
     monkeypatch.setattr(activations, "functional_call", None)
     assert torch.equal(workspace.fisher(images=4, signs=0), fisher)
