@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lib.fusion.arithmetic import TIES_RULES, ties_parts
+from lib.fusion.calibration import featcal
 from lib.fusion.spectral import iso_c_parts, tsv_m_parts, wudi_merging
 from lib.fusion.statistical import regmean_parts
 from lib.runtime.rng import generator
@@ -32,8 +33,8 @@ class Base:
     Attributes:
         parts: `parts(task_vectors [T, D], layout, **needs) -> P [T, D]`.
         coefficient: lambda_0.
-        needs: names of what else it is given: "theta0" [D], "grams" of the tasks' unlabelled inputs (see `regmean`), or
-            "seed".
+        needs: names of what else it is given: "theta0" [D], "grams" of the tasks' unlabelled inputs (see `regmean`),
+            "groups" and "moments_at" (see `featcal`), or "seed".
     """
 
     parts: Callable[..., Tensor]
@@ -46,11 +47,25 @@ def task_vectors_themselves(task_vectors: Tensor, layout: Layout) -> Tensor:
     return task_vectors
 
 
+def with_the_rest(task_vectors: Tensor, merged: Tensor) -> Tensor:
+    """Parts of a merged task vector [D] that no method divides: scaled task vectors, and equal shares of the rest.
+
+    The task vectors' sum is scaled as it comes nearest to the merged one: [T, D] -> [T, D].
+    """
+    total = sum_of(task_vectors, merged)
+    factor = (merged @ total) / (total @ total).clamp(min=torch.finfo(total.dtype).tiny)
+    return factor * task_vectors + (merged - factor * total) / len(task_vectors)
+
+
 def wudi_parts(task_vectors: Tensor, layout: Layout) -> Tensor:
-    """The parts of WUDI-Merging: each task's own vector, and an equal share of what WUDI adds to their sum."""
+    """The parts of WUDI-Merging: see `with_the_rest`."""
     zero = task_vectors.new_zeros(layout.length)
-    added = wudi_merging(zero, task_vectors, layout) - sum_of(task_vectors, zero)
-    return task_vectors + added / len(task_vectors)
+    return with_the_rest(task_vectors, wudi_merging(zero, task_vectors, layout))
+
+
+def featcal_parts(task_vectors: Tensor, layout: Layout, theta0: Tensor, **statistics: object) -> Tensor:
+    """The parts of FeatCal, see `with_the_rest`; `statistics` as for `featcal`."""
+    return with_the_rest(task_vectors, featcal(theta0, task_vectors, layout, **statistics) - theta0)
 
 
 BASES: Mapping[str, Base] = {
@@ -60,6 +75,7 @@ BASES: Mapping[str, Base] = {
     "Iso-C": Base(iso_c_parts),
     "WUDI-Merging": Base(wudi_parts),
     "RegMean": Base(regmean_parts, needs=("grams",)),
+    "FeatCal": Base(featcal_parts, needs=("theta0", "groups", "moments_at")),
 }
 
 

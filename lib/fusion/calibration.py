@@ -1,8 +1,8 @@
 """Calibrating a merged model: layer by layer, in closed form, towards what the experts' own layers give.
 
 As in `lib.fusion.statistical`, statistics of the tasks' inputs come from the rooms of vision and language; nothing here
-sees a model or an image. Everything is solved as a deviation from the start, so that where there is nothing to calibrate the
-start comes back exactly.
+sees a model or an image. Everything is solved as a deviation from the start, so that where there is nothing to
+calibrate the start comes back exactly.
 """
 
 from __future__ import annotations

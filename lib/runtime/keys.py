@@ -130,6 +130,27 @@ def content(value: object, _within: tuple[int, ...] = ()) -> object:
     return _of_object(value, inside)
 
 
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A function that is known by its code and by what is said here, where its closure holds more (a workspace).
+
+    Attributes:
+        call: the function.
+        by: everything else that its results depend on.
+    """
+
+    call: Callable[..., object]
+    by: Mapping[str, object]
+
+    def determines(self) -> dict[str, object]:
+        """What is said, for keys."""
+        return {"code of the function": code_of(self.call.__module__), **self.by}
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call it."""
+        return self.call(*args, **kwargs)
+
+
 def _of_object(value: object, inside: Callable[[object], object]) -> object:
     kind, left_out = type(value), getattr(value, "NOT_IN_KEYS", ())
     if hasattr(value, "determines"):

@@ -23,7 +23,7 @@ from lib.language.registry import TextTask, text_task
 from lib.language.scoring import score
 from lib.language.t5 import T5, load_t5
 from lib.language.tokens import Tokenizer, Tokens, tokenise
-from lib.runtime.keys import digest
+from lib.runtime.keys import Known, digest
 from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
 from lib.study.workspace import Table, Workspace
@@ -151,12 +151,12 @@ class LanguageWorkspace(Workspace):
 
     def expert_answers(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:
         """What each task's expert answers to the inputs of a setting: see `lib.language.generation.expert_answers`."""
-        found, call = {}, self.study.remember(expert_answers)
+        found, call = [], self.study.remember(expert_answers)
         for task, theta in self.points(setting.tasks):
             length = answer_length(self.tasks[task], self.tokenizer) if setting.whole_answers else 1
             answers, logits = call(self.model, theta, setting.inputs[task], self.study.runtime, length)
-            found[task] = answers.cpu(), logits.cpu()
-        return [found[task] for task in setting.tasks]
+            found.append((answers.cpu(), logits.cpu()))
+        return found
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""
@@ -251,12 +251,13 @@ class LanguageWorkspace(Workspace):
             found.append(self.study.remember(prompt_grams)(*given, **options))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
 
-    def calibration(self, *, texts: int = 256) -> dict[str, object]:
+    def calibration(self, tasks: Sequence[str] = (), *, texts: int = 256) -> dict[str, object]:
         """What `featcal` needs on as many training prompts per task: `groups` of layers, and `moments_at`."""
-        prompts, runtime = [self.sample(task, texts) for task in self.tasks], self.study.runtime
+        prompts, runtime = [self.sample(task, texts) for task in tasks or self.tasks], self.study.runtime
 
         def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
             calls = prompt_calls(prompts[task], runtime.device)
             return read_moments(self.model, (merged, expert), calls, runtime, layers=layers)
 
-        return {"groups": layer_groups(self.model), "moments_at": moments_at}
+        own = {"model": self.model, "prompts": prompts, "runtime": runtime}
+        return {"groups": layer_groups(self.model), "moments_at": Known(moments_at, own)}

@@ -146,6 +146,8 @@ def parts_of(workspace: Workspace, setting: Setting, base: str, scaling_factor: 
     if "grams" in chosen.needs:
         rows = [list(workspace.tasks).index(task) for task in setting.tasks]
         given["grams"] = {name: own[rows] for name, own in workspace.grams().items()}
+    if "moments_at" in chosen.needs:
+        given |= workspace.calibration(setting.tasks)
     make, vectors = workspace.study.remember(chosen.parts), setting.task_vectors.to(workspace.theta0)
     found = make(vectors, workspace.layout, **{name: given[name] for name in chosen.needs})
     return found.to(workspace.theta0), chosen.coefficient

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lib.files.experts import check_activation, load_published
 from lib.fusion.activations import layer_groups, read_moments
-from lib.runtime.keys import digest
+from lib.runtime.keys import Known, digest
 from lib.runtime.rng import batch_indices, seed_of
 from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
@@ -201,11 +201,11 @@ class VisionWorkspace(Workspace):
 
     def expert_logits(self, setting: Setting) -> list[Tensor]:
         """What each task's expert says of the inputs of a setting, logits [N_t, C_t] on the CPU; kept in the store."""
-        found, heads = {}, self.heads
-        for task, theta in self.points(setting.tasks):
-            given = self.model, theta, heads[task], setting.inputs[task], self.backbone.preprocess, self.study.runtime
-            found[task] = self.study.remember(image_logits)(*given, statistics=self._statistics(task)).cpu()
-        return [found[task] for task in setting.tasks]
+        call, same = self.study.remember(image_logits), (self.backbone.preprocess, self.study.runtime)
+        return [
+            call(self.model, theta, self.heads[task], setting.inputs[task], *same, self._statistics(task)).cpu()
+            for task, theta in self.points(setting.tasks)
+        ]
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""
@@ -287,9 +287,10 @@ class VisionWorkspace(Workspace):
 
         return {"groups": layer_groups(self.model), "grams_at": grams_at}
 
-    def calibration(self, *, images: int = 256) -> dict[str, object]:
+    def calibration(self, tasks: Sequence[str] = (), *, images: int = 256) -> dict[str, object]:
         """What `featcal` needs on as many training images per task: `groups` of layers, and `moments_at`."""
-        names, pixels = list(self.tasks), [self.sample(task, images) for task in self.tasks]
+        names = list(tasks or self.tasks)
+        pixels = [self.sample(task, images) for task in names]
 
         def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
             own = self._statistics(names[task])
@@ -297,4 +298,6 @@ class VisionWorkspace(Workspace):
             calls = image_calls(pixels[task], self.backbone.preprocess, merged)
             return read_moments(self.model, (merged, expert), calls, self.study.runtime, layers=layers, buffers=buffers)
 
-        return {"groups": layer_groups(self.model), "moments_at": moments_at}
+        own = {"preprocess": self.backbone.preprocess, "statistics": [self._statistics(task) for task in names]}
+        own |= {"model": self.model, "images": pixels, "runtime": self.study.runtime}
+        return {"groups": layer_groups(self.model), "moments_at": Known(moments_at, own)}

@@ -72,6 +72,14 @@ class Workspace(ABC):
         """What each task's expert says of the inputs of a setting [N_t, C_t]: the teachers of two objectives."""
 
     @abstractmethod
+    def grams(self) -> dict[str, Tensor]:
+        """What `regmean` needs of all tasks: Gram matrices of what the layers read, layer name -> [T, in, in]."""
+
+    @abstractmethod
+    def calibration(self, tasks: Sequence[str] = ()) -> dict[str, object]:
+        """What `featcal` needs of some tasks, by default of all: `groups` of layers, and `moments_at`."""
+
+    @abstractmethod
     def evaluate(self, theta: Tensor, method: str, *splits: str, **where: object) -> Table:
         """Score a point of R^D: rows (method, task, split, seed, accuracy, ...)."""
 
@@ -138,10 +146,10 @@ class Workspace(ABC):
         return self.study.cache / "task_vectors"
 
     def points(self, tasks: Sequence[str] = ()) -> Iterator[tuple[str, Tensor]]:
-        """Every task's name and its expert theta0 + tau_t [D], one at a time; by default of all tasks."""
-        for name, vector in zip(self.tasks, self.task_vectors, strict=True):
-            if not tasks or name in tasks:
-                yield name, self.theta0 + vector.to(self.theta0)
+        """Each task's name and its expert theta0 + tau_t [D], one at a time; by default of all tasks."""
+        known = list(self.tasks)
+        for name in tasks or known:
+            yield name, self.theta0 + self.task_vectors[known.index(name)].to(self.theta0)
 
     @property
     def frozen_bytes(self) -> int:

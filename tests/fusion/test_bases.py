@@ -16,6 +16,7 @@ METHODS = {
     "Iso-C": "iso_c",
     "WUDI-Merging": "wudi_merging",
     "RegMean": "regmean",
+    "FeatCal": "featcal",
 }
 
 
@@ -30,7 +31,14 @@ def problem(tasks=3, rank=0, seed=0):
 
 
 def given(name, theta0, vectors, layout, order=None):
-    return extra("regmean", theta0, vectors, layout, order) if BASES[name].needs else {}
+    return extra(METHODS[name], theta0, vectors, layout, order)
+
+
+def parts_of(name, theta0, vectors, layout, order=None):
+    needs = given(name, theta0, vectors, layout, order)
+    if "theta0" in BASES[name].needs:
+        needs["theta0"] = theta0
+    return BASES[name].parts(vectors, layout, **needs)
 
 
 def test_every_base_is_a_method():
@@ -42,7 +50,7 @@ def test_every_base_is_a_method():
 def test_at_the_initial_coefficient_a_base_is_what_the_method_merges(name, rank):
     theta0, vectors, layout = problem(rank=rank)
     needs, base = given(name, theta0, vectors, layout), BASES[name]
-    parts = base.parts(vectors, layout, **needs)
+    parts = parts_of(name, theta0, vectors, layout)
     assert parts.shape == vectors.shape
     even = torch.full((len(parts), layout.layers), base.coefficient, dtype=torch.float64)
     merged = getattr(fusion, METHODS[name])(theta0, vectors, layout, **needs)
@@ -53,8 +61,8 @@ def test_at_the_initial_coefficient_a_base_is_what_the_method_merges(name, rank)
 def test_parts_follow_their_tasks_and_leave_the_padding_alone(name):
     theta0, vectors, layout = problem()
     order = [2, 0, 1]
-    parts = BASES[name].parts(vectors, layout, **given(name, theta0, vectors, layout))
-    again = BASES[name].parts(vectors[order], layout, **given(name, theta0, vectors, layout, order))
+    parts = parts_of(name, theta0, vectors, layout)
+    again = parts_of(name, theta0, vectors[order], layout, order)
     torch.testing.assert_close(again, parts[order], rtol=0, atol=1e-12)
     assert not (parts * (1 - layout.inside())).any()
 

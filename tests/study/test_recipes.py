@@ -73,7 +73,7 @@ def test_everything_that_determines_a_result_is_part_of_its_key(world):
     assert len(folders) == len(variants)
 
 
-@pytest.mark.parametrize("base", fusion.BASES)
+@pytest.mark.parametrize("base", [base for base in fusion.BASES if base != "FeatCal"])
 def test_a_base_starts_where_its_method_ends(world, base):
     world.grams = lambda: {"1.weight": torch.eye(48).expand(3, -1, -1), "3.weight": torch.eye(8).expand(3, -1, -1)}
     start = merge_by_name(
