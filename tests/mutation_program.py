@@ -26,7 +26,7 @@ from lib.vectors.flat_model import FlatModel
 from lib.vision.activations import diagonal_fisher, input_grams
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import load_clip
-from lib.vision.objective import image_accuracy, image_loss
+from lib.vision.training import image_accuracy, image_loss
 
 ROOT = Path(keys.__file__).parents[2]
 SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Lt: ast.LtE, ast.Gt: ast.GtE}

@@ -7,12 +7,13 @@ __getattr__, __dir__, __all__ = index(
     {
         "activations": "diagonal_fisher prompt_grams",
         "examples": "Examples load_examples",
-        "generation": "answer_accuracy generate in_batches respond",
+        "generation": "first_token_logits generate in_batches respond",
         "lora": "attach weight_change",
-        "objective": "TokenObjective first_token_logits model_inputs token_loss",
+        "objective": "TokenObjective expert_answers",
         "registry": "TextTask text_task",
         "scoring": "score",
         "t5": "T5 load_t5",
-        "tokens": "Tokenizer Tokens tokenise",
+        "tokens": "Tokenizer Tokens model_inputs tokenise",
+        "training": "answer_accuracy token_loss",
     },
 )

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lib.fusion.activations import Call, read_grams
-from lib.language.objective import first_token_logits, model_inputs
-from lib.language.tokens import PADDING
+from lib.language.generation import first_token_logits
+from lib.language.tokens import PADDING, model_inputs
 from lib.runtime.device import Runtime
 from lib.runtime.rng import generator
 from lib.vectors.flat_model import FlatModel

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from lib.language.objective import model_inputs
 from lib.language.registry import TextTask
-from lib.language.scoring import score
-from lib.language.tokens import IGNORED, PADDING, Tokenizer
+from lib.language.tokens import IGNORED, PADDING, Tokenizer, model_inputs
 from lib.runtime.device import Runtime
-from lib.vectors.flat_model import FlatModel
 
 AT_ONCE = 128  # prompts that are answered together
 
@@ -28,6 +25,13 @@ def in_batches(rows: Tensor, size: int, read: Callable[[Tensor], list]) -> list:
     order = (rows != PADDING).sum(1).argsort(stable=True)
     results = [result for batch in order.split(size) for result in read(batch)]
     return [results[place] for place in order.argsort().tolist()]
+
+
+def first_token_logits(model: nn.Module, inputs: Mapping[str, Tensor], runtime: Runtime) -> Tensor:
+    """Logits of the first token of the answer, over the whole vocabulary: [N, V]."""
+    start = torch.zeros_like(inputs["input_ids"][:, :1])  # T5 starts to decode with the padding token
+    with runtime.autocast():
+        return model(**inputs, decoder_input_ids=start).logits[:, 0].float()
 
 
 @torch.no_grad()
@@ -86,57 +90,6 @@ def respond(
 
     answers, losses = zip(*in_batches(prompts, AT_ONCE, answer), strict=True)
     return list(answers), sum(losses) / len(losses)
-
-
-@torch.no_grad()
-def expert_answers(
-    model: FlatModel, theta: Tensor, prompts: Tensor, runtime: Runtime, length: int = 1
-) -> tuple[Tensor, Tensor]:
-    """The answers of the model at a point of R^D by greedy decoding, with what it says at each token.
-
-    Args:
-        model: a T5 bound to flat vectors; it is moved.
-        theta: an expert's parameters, for example [D].
-        prompts: int32 [N, L].
-        runtime: device and precision.
-        length: tokens of an answer at most; 1 is the first token alone.
-
-    Returns:
-        Answers, int32 [N, length], -100 after the end; logits over the vocabulary [N, length, V]. Both on the CPU.
-    """
-    module = model.move_to(theta).eval()
-
-    def answer(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        inputs = model_inputs(prompts[rows], runtime.device)
-        with runtime.autocast():
-            found = module.generate(**inputs, max_new_tokens=length, do_sample=False, num_beams=1)[:, 1:]
-            found = nn.functional.pad(found, (0, length - found.shape[1]), value=PADDING)
-            labels = found.masked_fill(found == PADDING, IGNORED)
-            logits = module(**inputs, labels=labels).logits.float()
-        return list(zip(labels.int().cpu(), logits.cpu(), strict=True))
-
-    answers, logits = zip(*in_batches(prompts, AT_ONCE, answer), strict=True)
-    return torch.stack(answers), torch.stack(logits)
-
-
-def answer_accuracy(
-    task: TextTask, tokenizer: Tokenizer, prompts: Tensor, targets: Sequence[str], runtime: Runtime
-) -> Callable[[nn.Module], float]:
-    """What scores the answers of a model on the way, for its learning curve.
-
-    Args:
-        task: says how answers are scored.
-        tokenizer: makes texts of numbers.
-        prompts: int32 [N, L].
-        targets: N answers that would be right.
-        runtime: device and precision.
-    """
-
-    def accuracy(module: nn.Module) -> float:
-        answers = generate(module, tokenizer, prompts, runtime, answer_length(task, tokenizer))
-        return score(task, answers, targets)["accuracy"]
-
-    return accuracy
 
 
 def answer_length(task: TextTask, tokenizer: Tokenizer) -> int:

@@ -1,39 +1,17 @@
-"""What is minimised on texts: cross-entropy while an expert is trained; of the first token, while adapting."""
+"""What adaptation minimises on texts, and what the experts answer to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lib.adaptation.objectives import PredictionObjective
-from lib.language.tokens import IGNORED, PADDING, Tokens
+from lib.language.generation import AT_ONCE, first_token_logits, in_batches
+from lib.language.tokens import IGNORED, PADDING, model_inputs
 from lib.runtime.device import Runtime
-from lib.runtime.rng import batch_indices, seed_of
 from lib.vectors.flat_model import FlatModel
-
-
-def model_inputs(rows: Tensor, device: str) -> dict[str, Tensor]:
-    """Keyword arguments for a T5: token numbers and their mask, without columns that hold padding alone.
-
-    Args:
-        rows: int32 [N, L], padded with 0.
-        device: where to.
-    """
-    mask = rows != PADDING
-    longest = int(mask.sum(1).max())
-    return {
-        "input_ids": rows[:, :longest].long().to(device),
-        "attention_mask": mask[:, :longest].long().to(device),
-    }
-
-
-def first_token_logits(model: nn.Module, inputs: Mapping[str, Tensor], runtime: Runtime) -> Tensor:
-    """Logits of the first token of the answer, over the whole vocabulary: [N, V]."""
-    start = torch.zeros_like(inputs["input_ids"][:, :1])  # T5 starts to decode with the padding token
-    with runtime.autocast():
-        return model(**inputs, decoder_input_ids=start).logits[:, 0].float()
 
 
 class TokenObjective(PredictionObjective[dict[str, Tensor]]):
@@ -108,24 +86,32 @@ def _padded(sets: Sequence[Tensor], rows: Mapping[int, Tensor], filling: int) ->
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=filling) for part in parts])
 
 
-def token_loss(
-    train: Tokens, runtime: Runtime, *, task: str, batch: int, seed: int
-) -> Callable[[nn.Module, int], Tensor]:
-    """Cross-entropy of the targets' tokens, on the batch of a step.
+@torch.no_grad()
+def expert_answers(
+    model: FlatModel, theta: Tensor, prompts: Tensor, runtime: Runtime, length: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The answers of the model at a point of R^D by greedy decoding, with what it says at each token.
 
     Args:
-        train: training prompts and targets.
+        model: a T5 bound to flat vectors; it is moved.
+        theta: an expert's parameters, for example [D].
+        prompts: int32 [N, L].
         runtime: device and precision.
-        task: names the order of the batches and the dropout.
-        batch: examples per step.
-        seed: likewise.
+        length: tokens of an answer at most; 1 is the first token alone.
+
+    Returns:
+        Answers, int32 [N, length], -100 after the end; logits over the vocabulary [N, length, V]. Both on the CPU.
     """
+    module = model.move_to(theta).eval()
 
-    def loss_at(module: nn.Module, step: int) -> Tensor:
-        rows = batch_indices(len(train.inputs), batch, step, "fine-tuning", task, seed)
-        inputs = model_inputs(train.inputs[rows], runtime.device)
-        with torch.random.fork_rng(), runtime.autocast():
-            torch.manual_seed(seed_of("dropout", task, seed, step))  # so that a continued run drops the same
-            return module(**inputs, labels=train.targets[rows].long().to(runtime.device)).loss.float()
+    def answer(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        inputs = model_inputs(prompts[rows], runtime.device)
+        with runtime.autocast():
+            found = module.generate(**inputs, max_new_tokens=length, do_sample=False, num_beams=1)[:, 1:]
+            found = nn.functional.pad(found, (0, length - found.shape[1]), value=PADDING)
+            labels = found.masked_fill(found == PADDING, IGNORED)
+            logits = module(**inputs, labels=labels).logits.float()
+        return list(zip(labels.int().cpu(), logits.cpu(), strict=True))
 
-    return loss_at
+    answers, logits = zip(*in_batches(prompts, AT_ONCE, answer), strict=True)
+    return torch.stack(answers), torch.stack(logits)

@@ -95,3 +95,18 @@ def _padded(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
     """Rows of token numbers -> int32 [rows, longest]."""
     tensors = [torch.tensor(ids, dtype=torch.int32) for ids in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=padding)
+
+
+def model_inputs(rows: Tensor, device: str) -> dict[str, Tensor]:
+    """Keyword arguments for a T5: token numbers and their mask, without columns that hold padding alone.
+
+    Args:
+        rows: int32 [N, L], padded with 0.
+        device: where to.
+    """
+    mask = rows != PADDING
+    longest = int(mask.sum(1).max())
+    return {
+        "input_ids": rows[:, :longest].long().to(device),
+        "attention_mask": mask[:, :longest].long().to(device),
+    }

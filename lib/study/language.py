@@ -16,13 +16,14 @@ from lib.adaptation.objectives import FROM_EXPERTS
 from lib.fusion.activations import layer_groups, read_moments
 from lib.language.activations import diagonal_fisher, prompt_calls, prompt_grams
 from lib.language.examples import Examples, load_examples
-from lib.language.generation import answer_accuracy, answer_length, expert_answers, respond
+from lib.language.generation import answer_length, respond
 from lib.language.lora import attach, check_same_start, load_adapter, save_adapter, sharing_copy, weight_change
-from lib.language.objective import TokenObjective, token_loss
+from lib.language.objective import TokenObjective, expert_answers
 from lib.language.registry import TextTask, text_task
 from lib.language.scoring import score
 from lib.language.t5 import T5, load_t5
 from lib.language.tokens import Tokenizer, Tokens, tokenise
+from lib.language.training import answer_accuracy, token_loss
 from lib.runtime.keys import Known, digest
 from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting

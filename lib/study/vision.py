@@ -24,9 +24,10 @@ from lib.vision.activations import diagonal_fisher, image_calls, input_grams
 from lib.vision.backbones import load_backbone
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
-from lib.vision.objective import ImageObjective, image_accuracy, image_loss
-from lib.vision.scoring import image_features, image_logits, score
+from lib.vision.objective import ImageObjective, image_logits
+from lib.vision.scoring import image_features, score
 from lib.vision.tasks import Split, Task, corrupt, load_splits, load_task
+from lib.vision.training import image_accuracy, image_loss
 
 
 @dataclass

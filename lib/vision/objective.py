@@ -1,20 +1,19 @@
-"""What is minimised on images: cross-entropy while an expert is trained, the objectives of adaptation afterwards."""
+"""What adaptation minimises on images, and what the experts say of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lib.adaptation.objectives import PredictionObjective
 from lib.runtime.device import Runtime
-from lib.runtime.rng import batch_indices
-from lib.vectors.batch_norm import batch_norms, batch_statistics
+from lib.vectors.batch_norm import Statistics, batch_norms, batch_statistics, load_statistics
 from lib.vectors.flat_model import FlatModel
-from lib.vision.batches import gather, shifted
+from lib.vision.batches import gather
 from lib.vision.models import Preprocess
-from lib.vision.scoring import image_features, score, unit_features
+from lib.vision.scoring import image_features, unit_features
 
 CPU_PIXELS = 1_000_000  # pixels per pass on a CPU: 20 images of 224 x 224; what lies between layers then stays small
 
@@ -81,53 +80,27 @@ class ImageObjective(PredictionObjective[Tensor]):
         return [own @ self.heads[task].T for own, task in zip(parts, rows, strict=True)]
 
 
-def image_loss(
+def image_logits(
+    model: FlatModel,
+    theta: Tensor,
     head: Tensor,
-    train: tuple[Tensor, Tensor],
+    pixels: Tensor,
     preprocess: Preprocess,
     runtime: Runtime,
-    *,
-    task: str,
-    batch: int,
-    seed: int,
-) -> Callable[[nn.Module, int], Tensor]:
-    """Cross-entropy of an image encoder under a frozen head, on the batch of a step.
+    statistics: Statistics | None = None,
+) -> Tensor:
+    """Predictions of the model at a point of R^D on uint8 images: logits [N, C] on the CPU.
 
     Args:
+        model: the image encoder; it is moved.
+        theta: an expert's parameters, for example [D].
         head: frozen classification head [C, width].
-        train: uint8 images [N, 3, H, W] and int64 labels [N].
+        pixels: uint8 [N, 3, H, W].
         preprocess: pixels to input.
         runtime: device and precision.
-        task: names the order of the batches and the shifts.
-        batch: images per step.
-        seed: likewise.
+        statistics: BatchNorm's running statistics to use; None for the model's present ones.
     """
-    images, labels = train
-    head = head.to(runtime.device)
-
-    def loss_at(encoder: nn.Module, step: int) -> Tensor:
-        rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
-        pixels = preprocess(shifted(gather([images], [rows], runtime.device), 2, task, seed, step))
-        logits = unit_features(encoder, pixels, runtime) @ head.T
-        return torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
-
-    return loss_at
-
-
-def image_accuracy(
-    head: Tensor, held_out: tuple[Tensor, Tensor], preprocess: Preprocess, runtime: Runtime
-) -> Callable[[nn.Module], float]:
-    """What scores an image encoder on the way, for its learning curve.
-
-    Args:
-        head: frozen classification head [C, width].
-        held_out: uint8 images [N, 3, H, W] and int64 labels [N].
-        preprocess: pixels to input.
-        runtime: device and precision.
-    """
-    images, labels = held_out
-
-    def accuracy(encoder: nn.Module) -> float:
-        return score(image_features(encoder, images, preprocess, runtime), head, labels)["accuracy"]
-
-    return accuracy
+    encoder = model.move_to(theta)
+    if statistics:
+        load_statistics(encoder, statistics)
+    return image_features(encoder, pixels, preprocess, runtime) @ head.cpu().T

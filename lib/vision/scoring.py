@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lib.runtime.device import Runtime
-from lib.vectors.batch_norm import Statistics, load_statistics
-from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import upload
 from lib.vision.models import Preprocess
 
@@ -27,32 +25,6 @@ def image_features(
     encoder.eval()
     inputs = (preprocess(upload(rows, runtime.device)) for rows in pixels.split(batch))
     return torch.cat([unit_features(encoder, own, runtime) for own in inputs]).cpu()  # a GPU is waited for once
-
-
-def image_logits(
-    model: FlatModel,
-    theta: Tensor,
-    head: Tensor,
-    pixels: Tensor,
-    preprocess: Preprocess,
-    runtime: Runtime,
-    statistics: Statistics | None = None,
-) -> Tensor:
-    """Predictions of the model at a point of R^D on uint8 images: logits [N, C] on the CPU.
-
-    Args:
-        model: the image encoder; it is moved.
-        theta: an expert's parameters, for example [D].
-        head: frozen classification head [C, width].
-        pixels: uint8 [N, 3, H, W].
-        preprocess: pixels to input.
-        runtime: device and precision.
-        statistics: BatchNorm's running statistics to use; None for the model's present ones.
-    """
-    encoder = model.move_to(theta)
-    if statistics:
-        load_statistics(encoder, statistics)
-    return image_features(encoder, pixels, preprocess, runtime) @ head.cpu().T
 
 
 def score(features: Tensor, head: Tensor, labels: Tensor) -> dict[str, float]:

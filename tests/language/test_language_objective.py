@@ -7,9 +7,8 @@ import torch
 from mini_t5 import mini_t5
 
 from lib.adaptation.objectives import PredictionObjective
-from lib.language.generation import expert_answers
 from lib.language.lora import attach
-from lib.language.objective import TokenObjective
+from lib.language.objective import TokenObjective, expert_answers
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import re
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -442,3 +443,12 @@ def test_imports_are_such_as_the_keys_can_follow():
     for path in (*(ROOT / "lib").rglob("*.py"), *(ROOT / "worlds").rglob("*.py")):
         relative = re.search(r"^\s*from \.", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert not relative, f"{path}: a relative import"
+
+
+@pytest.mark.parametrize("family", ["vision", "language"])
+def test_an_edit_of_adaptation_or_fusion_makes_no_other_experts(family):
+    """What fine-tuning is made of imports neither room, so their code is in no expert's key."""
+    program = f"import lib.{family}.training, lib.vectors.fine_tuning, sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "lib.vectors.fine_tuning" in found
+    assert not [name for name in found if name.startswith(("lib.adaptation.", "lib.fusion.", "lib.concrete."))]

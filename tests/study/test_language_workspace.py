@@ -7,8 +7,8 @@ from mini_t5 import save_mini_t5
 from lib import concrete, fusion
 from lib.fusion.activations import read_grams
 from lib.language.activations import diagonal_fisher, prompt_calls
-from lib.language.generation import generate, in_batches
-from lib.language.objective import first_token_logits, model_inputs
+from lib.language.generation import first_token_logits, generate, in_batches
+from lib.language.tokens import model_inputs
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.device import Runtime
 from lib.study.language import LanguageWorkspace

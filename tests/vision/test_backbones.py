@@ -20,8 +20,9 @@ from lib.vectors.flat_model import FlatModel
 from lib.vision.backbones import find_weights, load_backbone, load_timm, parse
 from lib.vision.heads import class_mean_head, text_head
 from lib.vision.models import Clip
-from lib.vision.objective import ImageObjective, image_loss
+from lib.vision.objective import ImageObjective
 from lib.vision.scoring import image_features
+from lib.vision.training import image_loss
 
 RUNTIME = Runtime()
 SMALL_VIT = "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=24, depth=2, num_heads=3)"

@@ -21,9 +21,10 @@ from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import shifted
 from lib.vision.heads import class_mean_head, linear_probe_head, text_head
 from lib.vision.models import load_clip
-from lib.vision.objective import ImageObjective, image_loss
+from lib.vision.objective import ImageObjective
 from lib.vision.scoring import image_features, score
 from lib.vision.tasks import Split
+from lib.vision.training import image_loss
 from worlds.images import draw_split
 
 RUNTIME = Runtime()

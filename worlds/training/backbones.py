@@ -27,8 +27,8 @@ from lib.study.tables import save_table
 from lib.vectors.fine_tuning import fine_tune
 from lib.vectors.flat_model import FlatModel
 from lib.vision.backbones import load_backbone
-from lib.vision.objective import image_loss
 from lib.vision.scoring import image_features, score
+from lib.vision.training import image_loss
 from worlds.images import DRAWN, draw_splits
 from worlds.images.web import web_jobs
 from worlds.training import shipping

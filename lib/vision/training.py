@@ -1,0 +1,69 @@
+"""What fine-tuning minimises on images, and what scores it on the way.
+
+Apart from what adaptation does, so that an edit there does not make other experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lib.runtime.device import Runtime
+from lib.runtime.rng import batch_indices
+from lib.vision.batches import gather, shifted
+from lib.vision.models import Preprocess
+from lib.vision.scoring import image_features, score, unit_features
+
+
+def image_loss(
+    head: Tensor,
+    train: tuple[Tensor, Tensor],
+    preprocess: Preprocess,
+    runtime: Runtime,
+    *,
+    task: str,
+    batch: int,
+    seed: int,
+) -> Callable[[nn.Module, int], Tensor]:
+    """Cross-entropy of an image encoder under a frozen head, on the batch of a step.
+
+    Args:
+        head: frozen classification head [C, width].
+        train: uint8 images [N, 3, H, W] and int64 labels [N].
+        preprocess: pixels to input.
+        runtime: device and precision.
+        task: names the order of the batches and the shifts.
+        batch: images per step.
+        seed: likewise.
+    """
+    images, labels = train
+    head = head.to(runtime.device)
+
+    def loss_at(encoder: nn.Module, step: int) -> Tensor:
+        rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
+        pixels = preprocess(shifted(gather([images], [rows], runtime.device), 2, task, seed, step))
+        logits = unit_features(encoder, pixels, runtime) @ head.T
+        return torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
+
+    return loss_at
+
+
+def image_accuracy(
+    head: Tensor, held_out: tuple[Tensor, Tensor], preprocess: Preprocess, runtime: Runtime
+) -> Callable[[nn.Module], float]:
+    """What scores an image encoder on the way, for its learning curve.
+
+    Args:
+        head: frozen classification head [C, width].
+        held_out: uint8 images [N, 3, H, W] and int64 labels [N].
+        preprocess: pixels to input.
+        runtime: device and precision.
+    """
+    images, labels = held_out
+
+    def accuracy(encoder: nn.Module) -> float:
+        return score(image_features(encoder, images, preprocess, runtime), head, labels)["accuracy"]
+
+    return accuracy
