@@ -25,7 +25,7 @@ def _layer_by_layer(task_vectors: Tensor, layout: Layout, merge: Callable[[Tenso
     return merged
 
 
-def _svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def thin_svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Thin singular value decomposition without the null directions: U [m, r], s [r], V^T [r, n], r the rank.
 
     Where a singular value is zero its vectors are any basis of what is left, another one in every LAPACK: directions
@@ -75,7 +75,7 @@ def tsv_m(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_facto
 
     def merge(matrices: Tensor) -> Tensor:
         rank = min(matrices.shape[1:]) // len(matrices)
-        u, s, vh = zip(*map(_svd, matrices), strict=True)
+        u, s, vh = zip(*map(thin_svd, matrices), strict=True)
         left = _orthogonal(torch.cat([part[:, :rank] for part in u], 1))
         right = _orthogonal(torch.cat([part[:rank] for part in vh], 0))
         return (left * torch.cat([part[:rank] for part in s])) @ right
@@ -101,7 +101,7 @@ def iso_c(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_facto
     """
 
     def merge(matrices: Tensor) -> Tensor:
-        u, s, vh = _svd(matrices.sum(0))
+        u, s, vh = thin_svd(matrices.sum(0))
         return s.sum() / max(1, len(s)) * (u @ vh)
 
     return theta0 + scaling_factor * _layer_by_layer(task_vectors, layout, merge)
@@ -145,11 +145,11 @@ def iso_cts(
         specific = round((rank - int(rank * common_space_fraction)) / tasks)
         specific = min(specific, rank // tasks)  # rounded up, all tasks together could ask for more than the rank
         common = rank - tasks * specific
-        u, s, vh = _svd(matrices.sum(0))
+        u, s, vh = thin_svd(matrices.sum(0))
         parts = [(u[:, :common], s[:common], vh[:common])]
         basis = parts[0][0]
         for matrix in matrices:
-            u, s, vh = _svd(matrix - basis @ (basis.mT @ matrix), part_of=matrix)
+            u, s, vh = thin_svd(matrix - basis @ (basis.mT @ matrix), part_of=matrix)
             parts.append((u[:, :specific], s[:specific], vh[:specific]))
         u, s, vh = zip(*parts, strict=True)
         s = torch.cat(s)
