@@ -3,7 +3,7 @@ r"""Test-time adaptation: ONE loop for AdaMerging, Concrete Task Arithmetic and 
 Algorithm 1 of https://arxiv.org/abs/2312.06173 in eight lines, and where each of them is:
 
     1   logits x and coefficients lambda at their initial values                               Levels(...)
-    2   for every step                                                                         adapt
+    2   for every step                                                                         descend
     3       draw a mask m ~ Concrete(x), and rescale it: m_hat = m / mean_l(m)                 Levels.draw_mask
     4       merge inside it: theta = theta0 + m_hat * sum_t lambda_t tau_t              \
     5       inner level: lambda* = lambda - rate * dL/dlambda, m held fixed             /      Levels.inner_step
@@ -25,6 +25,7 @@ What the paper leaves open is in `lib.adaptation.protocol`.
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ from lib.vectors.layout import Layout
 
 LOOK_EVERY = 25  # steps between two looks at the curve: till then its numbers stay on the device, which goes on working
 PATIENCE = 100  # steps after which a loss that has not fallen is worth a warning: batches differ more than steps move
+Row = dict[str, float | Tensor]  # of a curve; numbers that a device made may still be there
 
 
 @dataclass(frozen=True)
@@ -142,38 +144,25 @@ def adapt(
         temperature=temperature, seed=seed, protocol=protocol, backend=backend,
     )  # fmt: skip
     memory_plan.announce(label, levels)
-    checkpoint, curve = checkpoint or Checkpoint(None), []
-    if saved := checkpoint.load():
-        levels.load_state(saved)
-        curve = saved["curve"]
-    said = set(signatures(curve, PATIENCE))
 
-    def recent_loss() -> str:
-        return f"loss {float(curve[-1]['loss']):.3f}" if curve else ""
+    def step_of(step: int) -> Row:
+        return one_step(levels, step) | (watch(levels.merging) if watch else {})
 
-    for step in progress(range(len(curve), steps), label, total=steps, postfix=recent_loss, begin=len(curve)):
-        row = one_step(levels, step)
-        row |= watch(levels.merging) if watch else {}
-        if evaluate and evaluate_every and ((step + 1) % evaluate_every == 0 or step + 1 == steps):
-            row |= evaluate(levels.outcome()[:length])
-        numbers = {name: value if isinstance(value, Tensor) else float(value) for name, value in row.items()}
-        curve.append(numbers | {"step": step})
-        if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
-            _warn(label, _read(label, curve), said)
-        checkpoint.save(lambda: {"curve": _read(label, curve), **levels.state()})
+    score = (lambda: evaluate(levels.outcome()[:length])) if evaluate else None
+    curve = descend(levels, step_of, steps, label=label, checkpoint=checkpoint, score=score, score_every=evaluate_every)
     found, logits = levels.final_coefficients, levels.logits
     found = found if coefficients else found.expand(tasks)
-    return Adapted(found.clone(), None if logits is None else logits[:length], pd.DataFrame(curve))
+    return Adapted(found.clone(), None if logits is None else logits[:length], curve)
 
 
-def one_step(levels: Levels, step: int) -> dict[str, float | Tensor]:
+def one_step(levels: Levels, step: int) -> Row:
     """Lines 3 to 7 of Algorithm 1, as far as the method has them.
 
     Returns:
         A row of the curve: step, what the mask is like, loss of all processes, what the objective reports. Numbers
         that a device made are still there: to read one would be to wait for all that the device has to do.
     """
-    row: dict[str, float | Tensor] = {"step": step}
+    row: Row = {"step": step}
     if levels.learn_mask:
         row |= levels.draw_mask(step)
     if levels.learn_coefficients:
@@ -186,7 +175,65 @@ def one_step(levels: Levels, step: int) -> dict[str, float | Tensor]:
 adapt.together = shared_by_processes
 
 
-def _read(label: str, curve: list[dict[str, float | Tensor]]) -> list[dict[str, float]]:
+class Learned(typing.Protocol):
+    """What a loop moves, as far as a checkpoint must know it."""
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint must hold."""
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Go on from a checkpoint."""
+
+
+def descend(
+    learned: Learned,
+    one_step: Callable[[int], Row],
+    steps: int,
+    *,
+    label: str,
+    checkpoint: Checkpoint | None = None,
+    score: Callable[[], dict[str, float]] | None = None,
+    score_every: int = 0,
+) -> pd.DataFrame:
+    """Line 2: step after step, with progress, warnings and checkpoints.
+
+    Args:
+        learned: what the steps move.
+        one_step: the number of a step -> take it, and say its row of the curve: step, loss, ...
+        steps: number of steps, those of a checkpoint included.
+        label: shown with the progress.
+        checkpoint: where to save and from where to continue.
+        score: called every `score_every` steps and after the last; the numbers it returns become columns.
+        score_every: 0 for never.
+
+    Returns:
+        The curve: one row per step.
+
+    Raises:
+        ValueError: for a loss that is not finite (naming the step).
+    """
+    checkpoint, curve = checkpoint or Checkpoint(None), []
+    if saved := checkpoint.load():
+        learned.load_state(saved)
+        curve = saved["curve"]
+    said = set(signatures(curve, PATIENCE))
+
+    def recent_loss() -> str:
+        return f"loss {float(curve[-1]['loss']):.3f}" if curve else ""
+
+    for step in progress(range(len(curve), steps), label, total=steps, postfix=recent_loss, begin=len(curve)):
+        row = one_step(step)
+        if score and score_every and ((step + 1) % score_every == 0 or step + 1 == steps):
+            row |= score()
+        curve.append({name: value if isinstance(value, Tensor) else float(value) for name, value in row.items()})
+        curve[-1]["step"] = step
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == steps:
+            _warn(label, _read(label, curve), said)
+        checkpoint.save(lambda: {"curve": _read(label, curve), **learned.state()})
+    return pd.DataFrame(curve)
+
+
+def _read(label: str, curve: list[Row]) -> list[dict[str, float]]:
     """The curve as plain numbers, in place; those of the steps since the last look come from the device in one copy.
 
     Raises:

@@ -35,7 +35,7 @@ def _parts_by_layer(task_vectors: Tensor, layout: Layout, split: Callable[[Tenso
     return parts
 
 
-def _svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def thin_svd(matrix: Tensor, part_of: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Thin singular value decomposition without the null directions: U [m, r], s [r], V^T [r, n], r the rank.
 
     Where a singular value is zero its vectors are any basis of what is left, another one in every LAPACK: directions
@@ -93,7 +93,7 @@ def tsv_m(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_facto
 def _orthogonal_factors(matrices: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Steps 1 and 2 of TSV-M: of each task U [m, k], singular values [k] and V^T [k, n], orthogonal to the others'."""
     rank = min(matrices.shape[1:]) // len(matrices)
-    u, s, vh = zip(*((u[:, :rank], s[:rank], vh[:rank]) for u, s, vh in map(_svd, matrices)), strict=True)
+    u, s, vh = zip(*((u[:, :rank], s[:rank], vh[:rank]) for u, s, vh in map(thin_svd, matrices)), strict=True)
     sizes = [len(own) for own in s]  # a task of low rank has fewer than its share
     left, right = _orthogonal(torch.cat(u, 1)), _orthogonal(torch.cat(vh, 0))
     return left.split(sizes, 1), s, right.split(sizes)
@@ -127,7 +127,7 @@ def iso_c(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, scaling_facto
     """
 
     def merge(matrices: Tensor) -> Tensor:
-        u, s, vh = _svd(matrices.sum(0))
+        u, s, vh = thin_svd(matrices.sum(0))
         return s.sum() / max(1, len(s)) * (u @ vh)
 
     return theta0 + scaling_factor * _layer_by_layer(task_vectors, layout, merge)
@@ -140,7 +140,7 @@ def iso_c_parts(task_vectors: Tensor, layout: Layout) -> Tensor:
     """
 
     def split(matrices: Tensor) -> Tensor:
-        u, s, _ = _svd(matrices.sum(0))
+        u, s, _ = thin_svd(matrices.sum(0))
         return s.sum() / max(1, len(s)) * ((u / s) @ (u.mT @ matrices))
 
     return _parts_by_layer(task_vectors, layout, split)
@@ -184,11 +184,11 @@ def iso_cts(
         specific = round((rank - int(rank * common_space_fraction)) / tasks)
         specific = min(specific, rank // tasks)  # rounded up, all tasks together could ask for more than the rank
         common = rank - tasks * specific
-        u, s, vh = _svd(matrices.sum(0))
+        u, s, vh = thin_svd(matrices.sum(0))
         parts = [(u[:, :common], s[:common], vh[:common])]
         basis = parts[0][0]
         for matrix in matrices:
-            u, s, vh = _svd(matrix - basis @ (basis.mT @ matrix), part_of=matrix)
+            u, s, vh = thin_svd(matrix - basis @ (basis.mT @ matrix), part_of=matrix)
             parts.append((u[:, :specific], s[:specific], vh[:specific]))
         u, s, vh = zip(*parts, strict=True)
         s = torch.cat(s)
