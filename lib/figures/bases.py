@@ -1,0 +1,95 @@
+"""Figures of notebook 09: learning rates chosen without labels, and what coefficients and a mask add to each base."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.figures.failures import NAMES
+from lib.figures.plotting import ORANGE, RED, SKY, new_figure, percent_axis, seed_count, spread
+
+Table = pd.DataFrame
+
+OBJECTIVES = {**NAMES, "expert-kl": "KL to the experts"}
+# The arms of the comparison: colour, marker, whether it is filled.
+ARMS = {
+    "start": ("0.55", "|", True),
+    "coefficients": (SKY, "o", True),
+    "coefficients, as many gradients": (SKY, "o", False),
+    "mask and coefficients": (RED, "D", True),
+    "shuffled mask": (RED, "D", False),
+}
+
+
+def rates(table: Table) -> Figure:
+    """The objective on held-back inputs chooses a learning rate; beside it the accuracy, which it never sees.
+
+    Args:
+        table: columns objective, rate, held_back (nats), accuracy (0 to 1), seed.
+    """
+    kinds = [name for name in OBJECTIVES if name in set(table["objective"])]
+    figure, panels = new_figure(3.6 * len(kinds) + 0.6, 4.6, rows=2, columns=len(kinds))
+    for column, kind in zip(np.atleast_2d(panels).T, kinds, strict=True):
+        rows = table[table["objective"] == kind]
+        for axes, value, factor in zip(column, ("held_back", "accuracy"), (1, 100), strict=True):
+            by_rate = factor * rows.groupby("rate")[value].mean()
+            axes.plot(by_rate.index, by_rate, "o-", color=sns.color_palette("colorblind")[SKY])
+            chosen = rows.groupby("rate")["held_back"].mean().idxmin()
+            axes.plot(chosen, by_rate[chosen], "o", ms=12, mfc="none", color=sns.color_palette("colorblind")[ORANGE])
+            axes.set_xscale("log")
+        column[0].set_title(OBJECTIVES[kind])
+        column[1].set_xlabel("learning rate of the coefficients")
+    panels[0][0].set_ylabel("objective, held-back inputs (nats)")
+    for axes in panels[1]:
+        percent_axis(axes, "y", "")
+    panels[1][0].set_ylabel("held-out accuracy (%)")
+    figure.suptitle(f"The lowest held-back objective (ringed) chooses the rate; {seed_count(table)}", fontsize=11)
+    return figure
+
+
+def any_base(table: Table) -> Figure:
+    """Held-out accuracy on each base: where it starts, what coefficients add, and what the mask adds to them.
+
+    Args:
+        table: columns objective, base, arm (of `ARMS`), task, seed, accuracy (0 to 1).
+    """
+    kinds = [name for name in OBJECTIVES if name in set(table["objective"])]
+    counts = [table.loc[table["objective"] == kind, "base"].nunique() for kind in kinds]
+    figure, panels = new_figure(7.5, 0.62 * sum(counts) + 1.1 * len(kinds) + 0.5, rows=len(kinds))
+    for axes, kind in zip(np.atleast_1d(panels), kinds, strict=True):
+        _bases(axes, table[table["objective"] == kind])
+        axes.set_title(OBJECTIVES[kind], loc="left")
+    first = np.atleast_1d(panels)[0]
+    first.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    lows, highs = zip(*(axes.get_xlim() for axes in np.atleast_1d(panels)), strict=True)
+    for axes in np.atleast_1d(panels):
+        axes.set_xlim(min(lows), max(highs))
+    percent_axis(np.atleast_1d(panels)[-1], "x", f"held-out accuracy (%), mean over tasks; {seed_count(table)}")
+    return figure
+
+
+def _bases(axes: Axes, rows: Table) -> None:
+    """A row per base, a mark per arm; bars are standard deviations over seeds."""
+    palette, names = sns.color_palette("colorblind"), list(rows["base"].unique())
+    for number, (arm, (colour, marker, filled)) in enumerate(ARMS.items()):
+        colour = palette[colour] if isinstance(colour, int) else colour
+        for height, name in enumerate(reversed(names)):
+            own = rows[(rows["base"] == name) & (rows["arm"] == arm)]
+            by_seed = 100 * own.groupby("seed")["accuracy"].mean()
+            style = {
+                "color": colour,
+                "mfc": colour if filled else "white",
+                "ms": 12 if marker == "|" else 7,
+                "capsize": 3,
+            }
+            label = arm if height == 0 else None
+            axes.errorbar(
+                by_seed.mean(), height + 0.12 * (2 - number), xerr=spread(by_seed), fmt=marker, label=label, **style
+            )
+    axes.set_yticks(range(len(names)), list(reversed(names)))
+    axes.set_ylim(-0.6, len(names) - 0.4)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
