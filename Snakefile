@@ -41,6 +41,7 @@ NOTEBOOKS = {
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
     "14_architectures": ([], ["activation_variance", "running_statistics", "architectures"]),
     "15_real_images": ([], ["learning_curves", "real_images", "weak_experts"]),
+    "17_unlabelled_data": (["02_task_vectors"], ["unlabelled_data"]),
     "20_language_fine_tuning": ([], ["learning_curves", "cross_evaluation", "similarity", "adapter_spaces"]),
     "21_language_fusion": (["20_language_fine_tuning"], ["fusion", "scaling", "baselines"]),
     "22_language_concrete": (

@@ -93,3 +93,64 @@ def _bases(axes: Axes, rows: Table) -> None:
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
+
+
+def unlabelled_data(table: Table) -> Figure:
+    """Held-out accuracy after adaptation, by how many unlabelled inputs there were, from where, and of which classes.
+
+    Args:
+        table: columns experiment ("amount" or "mixture"), objective, source, images (per task), task, seed, accuracy,
+            start_accuracy (0 to 1).
+    """
+    figure, (left, middle, right) = new_figure(12.5, 4.2, columns=3)
+    amount, mixture = (table[table["experiment"] == name] for name in ("amount", "mixture"))
+    _amounts(left, amount)
+    _kinds(middle, amount[amount["images"] == amount["images"].max()], "all images, by source")
+    _kinds(right, mixture, "mixture of classes")
+    for axes in (left, middle, right):
+        axes.axhline(100 * table["start_accuracy"].mean(), color="0.6", lw=1, zorder=0)
+    low, high = (
+        pick(axes.get_ylim()[place] for axes in (left, middle, right)) for place, pick in enumerate((min, max))
+    )
+    for axes in (left, middle, right):
+        axes.set_ylim(low, high)
+        percent_axis(axes, "y", "held-out accuracy (%)" if axes is left else "")
+    left.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"Layer-wise AdaMerging; grey: its start, Task Arithmetic; {seed_count(table)}", fontsize=11)
+    return figure
+
+
+def _colour(objective: str) -> tuple[float, float, float]:
+    """As in notebook 08 for the two objectives there."""
+    return sns.color_palette("colorblind")[(0, 1, 2)[list(OBJECTIVES).index(objective)]]
+
+
+def _amounts(axes: Axes, rows: Table) -> None:
+    """A curve per objective; dashed on training images."""
+    for (objective, source), own in rows.groupby(["objective", "source"], sort=False):
+        if own["images"].nunique() < 2:
+            continue
+        by_count = 100 * own.groupby(["images", "seed"])["accuracy"].mean()
+        mean, deviation = (getattr(by_count.groupby("images"), name)() for name in ("mean", "std"))
+        first = source == "adaptation split"
+        style = {"ls": "-" if first else "--", "marker": "o", "ms": 5, "mfc": _colour(objective) if first else "white"}
+        label = f"{OBJECTIVES[objective]}{'' if first else ', training images'}"
+        axes.errorbar(mean.index, mean, deviation.fillna(0), color=_colour(objective), label=label, capsize=3, **style)
+    axes.set_xscale("log", base=2)
+    counts = sorted(rows["images"].unique())
+    axes.set_xticks(counts, counts)
+    axes.set(xlabel="unlabelled images per task", title="How many")
+
+
+def _kinds(axes: Axes, rows: Table, title: str) -> None:
+    """A group per source, a mark per objective."""
+    sources = list(rows["source"].unique())
+    for number, objective in enumerate(name for name in OBJECTIVES if name in set(rows["objective"])):
+        own = 100 * rows[rows["objective"] == objective].groupby(["source", "seed"])["accuracy"].mean()
+        for place, source in enumerate(sources):
+            values = own[source]
+            style = {"fmt": "o", "color": _colour(objective), "capsize": 3, "ms": 7}
+            axes.errorbar(place + 0.15 * (number - 1), values.mean(), spread(values), **style)
+    axes.set_xticks(range(len(sources)), [source.replace(" ", "\n", 1) for source in sources], fontsize=8)
+    axes.set_xlim(-0.5, len(sources) - 0.5)
+    axes.set_title(title[0].upper() + title[1:])
