@@ -7,6 +7,9 @@ https://arxiv.org/abs/2412.19098.
     p_{t,i} = softmax(W_t z_i / |z_i|)                                  each task's own head W_t on its features z_i
     minimise  sum_t mean_i -log p_{t,i}[y_{t,i}]  over lambda and W     y: the class that the task's expert predicts
 
+The code takes the mean over the rows i whose y is what the merged model predicts, or of which the expert is at least
+as sure: the objective "filtered-labels". "expert-labels" takes all rows.
+
 One ordinary backward pass gives both gradients: G = dLoss/dtheta, from which those of the coefficients are written
 down, and those of the heads, which are leaves of the same graph. No graph goes through the merge. The experts keep
 the heads that they had: their predictions are made before, and are part of the objective.
@@ -80,7 +83,7 @@ def symerge(
 
     Args:
         objective_at: number of a step -> objective on that unlabelled batch, with `heads` [C_t, width] of all tasks to
-            start from, such as `lib.vision.objective.ImageObjective`. The paper's looks at the experts' predictions.
+            start from, such as `lib.vision.objective.ImageObjective`. The authors' is "filtered-labels".
         theta0: pre-trained parameters [D].
         task_vectors: [T, D], in theta0's type or in half precision.
         layout: where the layers lie.

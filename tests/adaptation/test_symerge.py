@@ -107,9 +107,10 @@ def test_with_heads_left_alone_it_is_adamerging(clamp):
     assert all(torch.equal(own, given) for own, given in zip(found.heads, objective.heads, strict=True))
 
 
+@pytest.mark.parametrize("labels", ["expert-labels", "filtered-labels"])
 @pytest.mark.parametrize("granularity", ["layer", "task", None])
-def test_heads_and_coefficients_together_lower_the_loss(granularity):
-    objective, *point = world(batch=40)
+def test_heads_and_coefficients_together_lower_the_loss(granularity, labels):
+    objective, *point = world(labels, batch=40)
     looked = []
 
     def evaluate(theta, heads):
