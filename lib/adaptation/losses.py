@@ -48,6 +48,28 @@ def expert_labels(logits: Tensor, expert: Tensor, confidence: float = 0.0) -> Te
         []; 0 where no row counts.
     """
     sure, labels = expert.softmax(-1).max(-1)
-    counted = (sure >= confidence).to(logits)  # a weight, not a selection: a GPU need not say how many they are
+    return _mean_over(logits, labels, sure >= confidence)
+
+
+def filtered_labels(logits: Tensor, expert: Tensor) -> Tensor:
+    """The same on the rows on which both agree, or the expert is at least as sure as the merged model.
+
+    The filter of SyMerge (https://arxiv.org/abs/2412.19098), as in its authors' code: a label that contradicts a surer
+    merged model does not count. Which rows these are changes with the merged model; the gradient takes it as given.
+
+    Args:
+        logits: of the merged model [N, C].
+        expert: logits of the expert on the same rows [N, C].
+
+    Returns:
+        [], nats; 0 where no row counts.
+    """
+    (sure, labels), (own, said) = (given.detach().softmax(-1).max(-1) for given in (expert, logits))
+    return _mean_over(logits, labels, (said == labels) | (sure >= own))
+
+
+def _mean_over(logits: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    """Cross-entropy, mean over the rows that count, bool [N]."""
+    counted = counted.to(logits)  # a weight, not a selection: a GPU need not say how many they are
     losses = cross_entropy(logits, labels, reduction="none")
     return (losses * counted).sum() / counted.sum().clamp(min=1)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lib.adaptation.losses import entropy, entropy_of_mean, expert_kl, expert_labels
+from lib.adaptation.losses import entropy, entropy_of_mean, expert_kl, expert_labels, filtered_labels
 from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices
 from lib.vectors.flat_model import FlatModel
 
 Inputs = TypeVar("Inputs")
-FROM_EXPERTS = ("expert-kl", "expert-labels")  # these look at the experts' predictions
+FROM_EXPERTS = ("expert-kl", "expert-labels", "filtered-labels")  # these look at the experts' predictions
 OBJECTIVES = ("entropy", "information-maximisation", *FROM_EXPERTS)
 
 
@@ -36,6 +36,8 @@ class PredictionObjective(ABC, Generic[Inputs]):
     - "expert-kl": mean_i KL(expert's p_i || p_i). Whoever merges experts has them, and without labels their
       predictions are teachers: see `lib.adaptation.losses.expert_kl`.
     - "expert-labels": cross-entropy on the experts' most probable classes, see `expert_labels` there.
+    - "filtered-labels" (SyMerge, https://arxiv.org/abs/2412.19098): the same without labels that contradict a surer
+      merged model, see `filtered_labels` there.
 
     All tasks share theta, so the rows of all tasks go through the model as ONE batch: one forward and one backward
     pass, whatever T. There is no argument for labels.
@@ -59,7 +61,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         seed: names the order of the batches.
         objective: one of `OBJECTIVES`.
         diversity: weight of the mean prediction's entropy in information maximisation.
-        experts: each task's expert's logits on all its rows, [N_t, C_t] each; for the last two objectives.
+        experts: each task's expert's logits on all its rows, [N_t, C_t] each; for the objectives `FROM_EXPERTS`.
         expert_temperature: softens both predictions in "expert-kl".
         confidence: in "expert-labels", the expert's least probability for a row to count.
         rows_at_once: at most so many rows per pass through the model, but at least one task's; 0 for all.
@@ -178,6 +180,8 @@ class PredictionObjective(ABC, Generic[Inputs]):
         if expert is not None:
             if self.objective == "expert-kl":
                 distance = expert_kl(logits, expert, self.expert_temperature)
+            elif self.objective == "filtered-labels":
+                distance = filtered_labels(logits, expert)
             else:
                 distance = expert_labels(logits, expert, self.confidence)
             logits = logits.detach()  # the rest is for the report

@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = index(
     {
         "evaluation": "main_table methods_by_tasks paired_difference with_spread",
         "language": "LanguageWorkspace",
+        "per_task": "evaluate_per_task learn_surgeries",
         "profiles": "get_profile",
         "rates": "choose_rates",
         "recipes": "merge_by_name",

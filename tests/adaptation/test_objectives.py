@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lib.adaptation.failures import signatures
-from lib.adaptation.losses import entropy, entropy_of_mean, expert_kl, expert_labels
+from lib.adaptation.losses import entropy, entropy_of_mean, expert_kl, expert_labels, filtered_labels
 from lib.adaptation.objectives import FROM_EXPERTS, OBJECTIVES
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
@@ -181,6 +181,23 @@ def test_only_rows_that_the_expert_is_sure_of_count():
     assert expert_labels(merged, expert, 1.0).item() == 0
 
 
+def test_a_label_that_contradicts_a_surer_merged_model_does_not_count():
+    """Rows in order: agreed and surer, agreed and less sure, contradicted and less sure, contradicted and surer."""
+    merged = torch.tensor([[3.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0], [0, 0, 3.0]], dtype=torch.float64, requires_grad=True)
+    expert = torch.tensor([[1.0, 0, 0], [3.0, 0, 0], [3.0, 0, 0], [0, 1.0, 0]], dtype=torch.float64)
+    own = nn.functional.cross_entropy(merged, torch.tensor([0, 0, 0, 1]), reduction="none")
+    loss = filtered_labels(merged, expert)
+    assert loss.item() == pytest.approx(own[:3].mean().item())
+    (gradient,) = torch.autograd.grad(loss, merged)
+    (wanted,) = torch.autograd.grad(own[:3].mean(), merged)
+    torch.testing.assert_close(gradient, wanted)
+    assert torch.equal(gradient[3], torch.zeros(3, dtype=torch.float64))
+    assert filtered_labels(merged[3:], expert[3:]).item() == 0
+    assert filtered_labels(expert, expert).item() == pytest.approx(expert_labels(expert, expert).item())
+    one, other = torch.tensor([[2.0, 0]]), torch.tensor([[0, 2.0]])
+    assert filtered_labels(one, other).item() == expert_labels(one, other).item() > 2, "equally sure is sure enough"
+
+
 @pytest.mark.parametrize("objective", FROM_EXPERTS)
 @pytest.mark.parametrize("rows_at_once", [0, 5])
 def test_experts_predictions_belong_to_their_rows(objective, rows_at_once):
@@ -199,6 +216,10 @@ def test_experts_predictions_belong_to_their_rows(objective, rows_at_once):
             total = total + 4 * (p * (p / q).log()).sum(-1).mean()
         else:
             sure = given.softmax(-1).amax(-1) >= 0.4
+            if objective == "filtered-labels":
+                surer = logits.softmax(-1).amax(-1) > given.softmax(-1).amax(-1)
+                sure = (logits.argmax(-1) == given.argmax(-1)) | ~surer
+                assert 0 < sure.sum() < 8
             total = total - logits.log_softmax(-1)[torch.arange(8), given.argmax(-1)][sure].mean()
     total.backward()
     assert loss == pytest.approx(total.item(), rel=1e-5)

@@ -66,6 +66,7 @@ def test_everything_that_determines_a_result_is_part_of_its_key(world):
         (world.setting(objective="expert-kl", expert_temperature=2.0), {}),
         (world.setting(objective="expert-labels"), {}),
         (world.setting(objective="expert-labels", confidence=0.5), {}),
+        (world.setting(objective="filtered-labels"), {}),
     ]
     for setting, options in variants:
         merge_by_name(world, "AdaMerging (layer-wise)", setting, **options)
