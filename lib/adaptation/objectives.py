@@ -102,7 +102,7 @@ class PredictionObjective(ABC, Generic[Inputs]):
         self.model, self.runtime = model, runtime
         self.counts, self.classes = list(counts), list(classes)
         self.batch, self.seed, self.rows_at_once, self.frozen_bytes = batch, seed, rows_at_once, frozen_bytes
-        self.objective, self.diversity = objective, diversity if objective == "information-maximisation" else 0.0
+        self.name, self.diversity = objective, diversity if objective == "information-maximisation" else 0.0
         self.experts = list(experts) if objective in FROM_EXPERTS and experts is not None else None
         self.expert_temperature, self.confidence = expert_temperature, confidence
         self._check_experts()
@@ -113,11 +113,11 @@ class PredictionObjective(ABC, Generic[Inputs]):
         if not (self.expert_temperature > 0 and 0 <= self.confidence <= 1):
             given = f"expert_temperature={self.expert_temperature}, confidence={self.confidence}"
             raise ValueError(f"{given}: expected a positive temperature, and a confidence from 0 to 1")
-        if self.objective in FROM_EXPERTS:
+        if self.name in FROM_EXPERTS:
             found = None if self.experts is None else [len(own) for own in self.experts]
             if found != self.counts:
                 wanted = f"their logits on {self.counts} rows, one tensor per task"
-                raise ValueError(f"objective '{self.objective}' needs the experts' predictions: {wanted}, not {found}")
+                raise ValueError(f"objective '{self.name}' needs the experts' predictions: {wanted}, not {found}")
 
     @abstractmethod
     def inputs(self, rows: Mapping[int, Tensor]) -> Inputs:
@@ -178,9 +178,9 @@ class PredictionObjective(ABC, Generic[Inputs]):
             expert: logits of its expert on the same rows [B, C], where the objective asks for them.
         """
         if expert is not None:
-            if self.objective == "expert-kl":
+            if self.name == "expert-kl":
                 distance = expert_kl(logits, expert, self.expert_temperature)
-            elif self.objective == "filtered-labels":
+            elif self.name == "filtered-labels":
                 distance = filtered_labels(logits, expert)
             else:
                 distance = expert_labels(logits, expert, self.confidence)

@@ -167,7 +167,7 @@ class LanguageWorkspace(Workspace):
         return found | {"limit": limit, "model": self.model, "runtime": self.study.runtime}
 
     def training_loss(self, task: str) -> Callable[[nn.Module, int], Tensor]:
-        """Cross-entropy on training texts of a task, by step: see `lib.language.objective.token_loss`."""
+        """Cross-entropy on training texts of a task, by step: see `lib.language.training.token_loss`."""
         batch, seed = self.study.profile.fine_tuning_batch, self.study.seed
         return token_loss(self.tokens("train", task), self.study.runtime, task=task, batch=batch, seed=seed)
 

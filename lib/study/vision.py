@@ -118,16 +118,15 @@ class VisionWorkspace(Workspace):
         assert self.heads
 
     def training_loss(self, task: str) -> Callable[[nn.Module, int], Tensor]:
-        """Cross-entropy on training images of a task, by step: see `lib.vision.objective.image_loss`."""
+        """Cross-entropy on training images of a task, by step: see `lib.vision.training.image_loss`."""
         train, names = self.split("train")[task], {"task": task, "seed": self.study.seed}
         given = self.heads[task], (train.images, train.labels), self.backbone.preprocess, self.study.runtime
         return image_loss(*given, batch=self.study.profile.fine_tuning_batch, **names)
 
     def validation_accuracy(self, task: str) -> Callable[[nn.Module], float]:
         """Accuracy on validation images of a task."""
-        held_out = self.split("validation")[task]
-        given = self.heads[task], (held_out.images, held_out.labels)
-        return image_accuracy(*given, self.backbone.preprocess, self.study.runtime)
+        held_out, same = self.split("validation")[task], (self.backbone.preprocess, self.study.runtime)
+        return image_accuracy(self.heads[task], (held_out.images, held_out.labels), *same)
 
     def expert(self, task: str) -> Expert:
         """The expert of a task, trained, or read from where the profile's `experts` says; then it has no curve.
@@ -141,8 +140,8 @@ class VisionWorkspace(Workspace):
         if self.after:
             raise ValueError("published experts are finished ones: leave experts or kept_steps out")
         check_activation(self.clip.visual)
-        given = {"lineage": profile.lineage, "model": profile.model}
-        state, _ = load_published(profile.experts, task, self.layout, self.theta0, **given)
+        lineage = {"lineage": profile.lineage, "model": profile.model}
+        state, _ = load_published(profile.experts, task, self.layout, self.theta0, **lineage)
         return Expert(self.layout.flatten(state))
 
     @property
@@ -196,9 +195,10 @@ class VisionWorkspace(Workspace):
     def objective(self, setting: Setting | None = None) -> ImageObjective:
         """What adaptation minimises in a setting, by default that of all tasks."""
         setting = setting or self.setting()
-        heads, images = [self.heads[name] for name in setting.tasks], list(setting.inputs.values())
-        given = self.model, heads, images, self.backbone.preprocess, self.study.runtime
-        return ImageObjective(*given, **self._objective_options(setting))
+        heads, same = [self.heads[name] for name in setting.tasks], (self.backbone.preprocess, self.study.runtime)
+        return ImageObjective(
+            self.model, heads, list(setting.inputs.values()), *same, **self._objective_options(setting)
+        )
 
     def expert_logits(self, setting: Setting) -> list[Tensor]:
         """What each task's expert says of the inputs of a setting, logits [N_t, C_t] on the CPU; kept in the store."""
@@ -215,8 +215,8 @@ class VisionWorkspace(Workspace):
         found = {"images": images, "labels": labels, "heads": digest(*(self.heads[name] for name in tasks))}
         if batch_norm.batch_norms(self.model.module):  # statistics are re-estimated on these
             found["re-estimated on"] = {name: digest(self.inputs("adaptation", name, corruption)) for name in tasks}
-        runtime = self.study.runtime
-        return found | {"limit": limit, "model": self.model, "preprocess": self.backbone.preprocess, "runtime": runtime}
+        found |= {"limit": limit, "model": self.model, "preprocess": self.backbone.preprocess}
+        return found | {"runtime": self.study.runtime}
 
     def evaluate(
         self,
@@ -269,11 +269,10 @@ class VisionWorkspace(Workspace):
         Returns:
             Layer name -> [T, in, in]; no labels are used.
         """
-        found = []
+        found, call, same = [], self.study.remember(input_grams), (self.backbone.preprocess, self.study.runtime)
         for task, theta in self.points():
-            given = self.model, theta, self.sample(task, images), self.backbone.preprocess
-            call = self.study.remember(input_grams)
-            found.append(call(*given, self.study.runtime, statistics=self._statistics(task)))
+            given = self.model, theta, self.sample(task, images), *same
+            found.append(call(*given, statistics=self._statistics(task)))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
 
     def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
@@ -290,15 +289,13 @@ class VisionWorkspace(Workspace):
 
     def calibration(self, tasks: Sequence[str] = (), *, images: int = 256) -> dict[str, object]:
         """What `featcal` needs on as many training images per task: `groups` of layers, and `moments_at`."""
-        names = list(tasks or self.tasks)
-        pixels = [self.sample(task, images) for task in names]
+        pixels = [self.sample(task, images) for task in tasks or self.tasks]
+        own = [self._statistics(task) for task in tasks or self.tasks]
 
         def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-            own = self._statistics(names[task])
-            buffers = batch_norm.statistics(self.place(merged)) if own else {}, own
+            buffers = batch_norm.statistics(self.place(merged)) if own[task] else {}, own[task]
             calls = image_calls(pixels[task], self.backbone.preprocess, merged)
             return read_moments(self.model, (merged, expert), calls, self.study.runtime, layers=layers, buffers=buffers)
 
-        own = {"preprocess": self.backbone.preprocess, "statistics": [self._statistics(task) for task in names]}
-        own |= {"model": self.model, "images": pixels, "runtime": self.study.runtime}
-        return {"groups": layer_groups(self.model), "moments_at": Known(moments_at, own)}
+        known = {"images": pixels, "statistics": own, "model": self.model, "preprocess": self.backbone.preprocess}
+        return {"groups": layer_groups(self.model), "moments_at": Known(moments_at, known)}
