@@ -31,8 +31,9 @@ def rates(table: Table) -> Figure:
         table: columns objective, rate, held_back (nats), accuracy (0 to 1), seed.
     """
     kinds = [name for name in OBJECTIVES if name in set(table["objective"])]
-    figure, panels = new_figure(3.6 * len(kinds) + 0.6, 4.6, rows=2, columns=len(kinds))
-    for column, kind in zip(np.atleast_2d(panels).T, kinds, strict=True):
+    figure, panels = new_figure(3.4 * len(kinds) + 1.2, 5, rows=2, columns=len(kinds))
+    panels = np.reshape(panels, (2, len(kinds)))
+    for column, kind in zip(panels.T, kinds, strict=True):
         rows = table[table["objective"] == kind]
         for axes, value, factor in zip(column, ("held_back", "accuracy"), (1, 100), strict=True):
             by_rate = factor * rows.groupby("rate")[value].mean()
@@ -40,13 +41,16 @@ def rates(table: Table) -> Figure:
             chosen = rows.groupby("rate")["held_back"].mean().idxmin()
             axes.plot(chosen, by_rate[chosen], "o", ms=12, mfc="none", color=sns.color_palette("colorblind")[ORANGE])
             axes.set_xscale("log")
+            axes.set_xticks(by_rate.index, [f"{rate:g}" for rate in by_rate.index])
+            axes.minorticks_off()
+            axes.margins(0.15)
         column[0].set_title(OBJECTIVES[kind])
-        column[1].set_xlabel("learning rate of the coefficients")
-    panels[0][0].set_ylabel("objective, held-back inputs (nats)")
+        column[1].set_xlabel("learning rate")
+    panels[0][0].set_ylabel("held-back objective (nats)")
     for axes in panels[1]:
         percent_axis(axes, "y", "")
     panels[1][0].set_ylabel("held-out accuracy (%)")
-    figure.suptitle(f"The lowest held-back objective (ringed) chooses the rate; {seed_count(table)}", fontsize=11)
+    figure.suptitle(f"The lowest objective (ringed) chooses the rate; {seed_count(table)}", fontsize=11)
     return figure
 
 
@@ -67,7 +71,8 @@ def any_base(table: Table) -> Figure:
     lows, highs = zip(*(axes.get_xlim() for axes in np.atleast_1d(panels)), strict=True)
     for axes in np.atleast_1d(panels):
         axes.set_xlim(min(lows), max(highs))
-    percent_axis(np.atleast_1d(panels)[-1], "x", f"held-out accuracy (%), mean over tasks; {seed_count(table)}")
+        percent_axis(axes, "x", "")
+    axes.set_xlabel(f"held-out accuracy (%), mean over tasks; {seed_count(table)}")
     return figure
 
 
@@ -145,12 +150,13 @@ def _amounts(axes: Axes, rows: Table) -> None:
 def _kinds(axes: Axes, rows: Table, title: str) -> None:
     """A group per source, a mark per objective."""
     sources = list(rows["source"].unique())
-    for number, objective in enumerate(name for name in OBJECTIVES if name in set(rows["objective"])):
+    shown = [name for name in OBJECTIVES if name in set(rows["objective"])]
+    for number, objective in enumerate(shown):
         own = 100 * rows[rows["objective"] == objective].groupby(["source", "seed"])["accuracy"].mean()
         for place, source in enumerate(sources):
             values = own[source]
             style = {"fmt": "o", "color": _colour(objective), "capsize": 3, "ms": 7}
-            axes.errorbar(place + 0.15 * (number - 1), values.mean(), spread(values), **style)
+            axes.errorbar(place + 0.15 * (number - (len(shown) - 1) / 2), values.mean(), spread(values), **style)
     axes.set_xticks(range(len(sources)), [source.replace(" ", "\n", 1) for source in sources], fontsize=8)
     axes.set_xlim(-0.5, len(sources) - 0.5)
     axes.set_title(title[0].upper() + title[1:])
