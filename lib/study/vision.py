@@ -212,11 +212,15 @@ class VisionWorkspace(Workspace):
         """What held-out scores of a point depend on beside the point, for keys."""
         images = {name: digest(self.inputs("test", name, corruption)) for name in tasks}
         labels = {name: digest(self.split("test")[name].labels) for name in tasks}
-        found = {"images": images, "labels": labels, "heads": digest(*(self.heads[name] for name in tasks))}
+        found = {
+            "limit": limit,
+            "images": images,
+            "labels": labels,
+            "heads": digest(*(self.heads[name] for name in tasks)),
+        }
         if batch_norm.batch_norms(self.model.module):  # statistics are re-estimated on these
             found["re-estimated on"] = {name: digest(self.inputs("adaptation", name, corruption)) for name in tasks}
-        found |= {"limit": limit, "model": self.model, "preprocess": self.backbone.preprocess}
-        return found | {"runtime": self.study.runtime}
+        return found | {"model": self.model, "preprocess": self.backbone.preprocess, "runtime": self.study.runtime}
 
     def evaluate(
         self,
