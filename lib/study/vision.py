@@ -85,8 +85,7 @@ class VisionWorkspace(Workspace):
         """The same study on the same images with heads of another kind: see the profile's `head`."""
         if kind == self.study.profile.head:
             return self
-        study = replace(self.study, profile=replace(self.study.profile, head=kind))
-        return replace(self, study=study)
+        return replace(self, study=replace(self.study, profile=replace(self.study.profile, head=kind)))
 
     def split(self, name: str) -> dict[str, Split]:
         """One split ("train", "validation", "adaptation" or "test") of every task."""
@@ -212,12 +211,8 @@ class VisionWorkspace(Workspace):
         """What held-out scores of a point depend on beside the point, for keys."""
         images = {name: digest(self.inputs("test", name, corruption)) for name in tasks}
         labels = {name: digest(self.split("test")[name].labels) for name in tasks}
-        found = {
-            "limit": limit,
-            "images": images,
-            "labels": labels,
-            "heads": digest(*(self.heads[name] for name in tasks)),
-        }
+        heads = digest(*(self.heads[name] for name in tasks))
+        found = {"limit": limit, "images": images, "labels": labels, "heads": heads}
         if batch_norm.batch_norms(self.model.module):  # statistics are re-estimated on these
             found["re-estimated on"] = {name: digest(self.inputs("adaptation", name, corruption)) for name in tasks}
         return found | {"model": self.model, "preprocess": self.backbone.preprocess, "runtime": self.study.runtime}
