@@ -1,14 +1,18 @@
 """The recipes of the methods, on a small world that is made on the spot."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 from small_world import TASKS, World
 
 from lib import concrete, fusion
+from lib.adaptation.objectives import OBJECTIVES
 from lib.adaptation.protocol import Protocol
 from lib.study.recipes import BASELINES, RECIPES, merge_by_name, parts_of
+from lib.study.vision import VisionWorkspace
+from lib.vision.tasks import Split
 
 
 @pytest.fixture
@@ -145,3 +149,12 @@ def test_unknown_methods_and_fields_are_named(world):
         merge_by_name(world, "AdaMerging (layer-wise)", world.setting(), mask_stps=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         world.setting().batch = 3
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_nothing_that_is_learned_needs_a_label(world, objective):
+    """The splits have images and no labels at all; whoever asked for one would find None."""
+    world._splits["adaptation"] = {name: Split(world._images[name], None) for name in TASKS}
+    world.inputs = functools.partial(VisionWorkspace.inputs, world)
+    merged = merge_by_name(world, "Concrete AdaMerging (layer-wise)", world.setting(objective=objective))
+    assert not torch.equal(merged.theta, world.theta0)
