@@ -452,3 +452,16 @@ def test_an_edit_of_adaptation_or_fusion_makes_no_other_experts(family):
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "lib.vectors.fine_tuning" in found
     assert not [name for name in found if name.startswith(("lib.adaptation.", "lib.fusion.", "lib.concrete."))]
+
+
+def test_a_known_function_is_known_by_what_is_said_of_it():
+    """Its closure, however large, is not looked at; what is said of it, and its code, are."""
+
+    def double(value):
+        return 2 * value
+
+    known = keys.Known(double, {"images": torch.ones(3)})
+    assert known(4) == 8
+    same, other = keys.Known(double, {"images": torch.ones(3)}), keys.Known(double, {"images": torch.zeros(3)})
+    assert keys.content(known) == keys.content(same) != keys.content(other)
+    assert "code of the function" in keys.content(known)
