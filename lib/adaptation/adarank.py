@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.adaptation.coefficients import Coefficients, Moments, adam
+from lib.adaptation.coefficients import Coefficients, Variable
 from lib.adaptation.loop import Row, descend
 from lib.adaptation.protocol import Protocol
 from lib.concrete.mask import coefficient_gradient, weighted_sum
@@ -126,10 +126,8 @@ def adarank(
     )  # fmt: skip
     components = Components(task_vectors, layout, theta0)
     logits = torch.where(components.leading(initial_share), initial_logit, -initial_logit).to(theta0)
-    pruning = Pruning(
-        objective_at, theta0, task_vectors, components, lambdas, logits,
-        learning_rate=mask_learning_rate, temperature=temperature,
-    )  # fmt: skip
+    learned = Variable(logits, mask_learning_rate)
+    pruning = Pruning(objective_at, theta0, task_vectors, components, lambdas, learned, temperature=temperature)
     score = (lambda: evaluate(pruning.theta())) if evaluate else None
     options = {"label": label, "checkpoint": checkpoint, "score": score, "score_every": evaluate_every}
     curve = descend(pruning, pruning.one_step, steps, **options)
@@ -212,8 +210,7 @@ class Pruning:
         task_vectors: [T, D].
         components: of these task vectors.
         lambdas: the merging coefficients.
-        logits: x of every component at the start [C].
-        learning_rate: Adam's for the logits.
+        logits: x of every component [C].
         temperature: of the sigmoid.
     """
 
@@ -224,21 +221,18 @@ class Pruning:
         task_vectors: Tensor,
         components: Components,
         lambdas: Coefficients,
-        logits: Tensor,
+        logits: Variable,
         *,
-        learning_rate: float,
         temperature: float,
     ) -> None:
         self.objective_at, self.theta0, self.task_vectors = objective_at, theta0, task_vectors
         self.components, self.lambdas, self.logits = components, lambdas, logits
-        self.learning_rate, self.temperature = learning_rate, temperature
-        self.moments: Moments = (torch.zeros_like(logits), torch.zeros_like(logits), 0)
-        self.layout, self.exists = components.layout, components.values > 0
+        self.temperature, self.layout, self.exists = temperature, components.layout, components.values > 0
         getattr(objective_at, "reset", lambda: None)()  # nothing of an earlier run
 
     def mask(self) -> Tensor:
         """The bits m [C]; 0 where a component is none."""
-        return ((self.logits > 0) & self.exists).to(self.logits)
+        return ((self.logits.values > 0) & self.exists).to(self.logits.values)
 
     def weights(self) -> Tensor:
         """The coefficients of all layers, [T, L]."""
@@ -256,7 +250,7 @@ class Pruning:
     def gradients(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Of the loss by the logits [C], straight through the bits, and by the coefficients [T, L]; from G [D]."""
         pulled, own = self.components.pull(gradient), self.weights().flatten()[self.components.place]
-        soft = torch.sigmoid(self.logits / self.temperature)
+        soft = torch.sigmoid(self.logits.values / self.temperature)
         by_logit = pulled * own * soft * (1 - soft) / self.temperature
         by_layer = coefficient_gradient(gradient, self.task_vectors, self.layout, None, layer_wise=True)
         for number, own in zip(self.components.numbers, self.components.parts(pulled * self.mask()), strict=True):
@@ -268,22 +262,17 @@ class Pruning:
         kept = self.mask().sum() / self.exists.sum()
         loss, gradient = self.objective_at(step)(self.theta())
         by_logit, by_layer = self.gradients(gradient)
-        self.logits, self.moments = adam(self.logits, by_logit, self.moments, self.learning_rate)
-        if self.lambdas.granularity is not None:
-            self.lambdas.update(by_layer, restart=False)
+        self.logits.step(by_logit)
+        self.lambdas.update(by_layer, restart=False)
         return {"step": step, "loss": loss, "kept": kept} | getattr(self.objective_at, "report", dict)()
 
     def state(self) -> dict[str, object]:
         """What a checkpoint must hold."""
-        first, second, updates = self.moments
-        mask = {"logits": self.logits, "first": first, "second": second, "updates": updates}
         batches = getattr(self.objective_at, "state", dict)()
-        return {"coefficients": self.lambdas.state(), "mask": mask, "objective": batches}
+        return {"coefficients": self.lambdas.state(), "mask": self.logits.state(), "objective": batches}
 
     def load_state(self, state: dict[str, object]) -> None:
         """Go on from a checkpoint."""
         self.lambdas.load_state(state["coefficients"])
-        mask = state["mask"]
-        self.logits = mask["logits"].to(self.logits)
-        self.moments = (mask["first"].to(self.logits), mask["second"].to(self.logits), mask["updates"])
+        self.logits.load_state(state["mask"])
         getattr(self.objective_at, "load_state", lambda _: None)(state["objective"])

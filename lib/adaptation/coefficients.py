@@ -33,7 +33,39 @@ def adam(values: Tensor, gradient: Tensor, moments: Moments, learning_rate: floa
     return values - learning_rate / (1 - BETA_1**updates) * first / (root + EPSILON), (first, second, updates)
 
 
-class Coefficients:
+class Variable:
+    """A tensor that Adam moves, with its moments, and what a checkpoint must hold of it.
+
+    Args:
+        values: at the start; a copy is moved.
+        learning_rate: Adam's.
+
+    Attributes:
+        values: the present ones.
+    """
+
+    def __init__(self, values: Tensor, learning_rate: float) -> None:
+        self.values, self.learning_rate = values.detach().clone(), learning_rate
+        self.moments: Moments = self._no_moments()
+
+    def _no_moments(self) -> Moments:
+        return torch.zeros_like(self.values), torch.zeros_like(self.values), 0
+
+    def step(self, gradient: Tensor) -> None:
+        """One step down the loss."""
+        self.values, self.moments = adam(self.values, gradient, self.moments, self.learning_rate)
+
+    def state(self) -> dict[str, object]:
+        """What a checkpoint must hold."""
+        return {"values": self.values, "first": self.moments[0], "second": self.moments[1], "updates": self.moments[2]}
+
+    def load_state(self, state: dict[str, object]) -> None:
+        """Go on from a checkpoint."""
+        first, second = state["first"].to(self.values), state["second"].to(self.values)
+        self.values, self.moments = state["values"].to(self.values), (first, second, state["updates"])
+
+
+class Coefficients(Variable):
     """The lambdas of AdaMerging (https://arxiv.org/abs/2310.02575), task-wise or layer-wise.
 
     Args:
@@ -63,13 +95,12 @@ class Coefficients:
     ) -> None:
         if granularity not in GRANULARITIES:
             raise ValueError(f"coefficients={granularity!r}, expected one of {GRANULARITIES}")
-        self.tasks, self.granularity, self.protocol, self.learning_rate = tasks, granularity, protocol, learning_rate
+        self.tasks, self.granularity, self.protocol = tasks, granularity, protocol
         rows = 1 if protocol.tie else tasks
         shape = (rows, layout.layers) if granularity == "layer" else (rows,)
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.start = torch.full(shape, initial, dtype=dtype, device=like.device)
-        self.values = self.start.clone()
-        self.moments: Moments = (torch.zeros_like(self.start), torch.zeros_like(self.start), 0)
+        super().__init__(self.start, learning_rate)
 
     def merged(self, values: Tensor) -> Tensor:
         """What to merge with at some values: [T] or [T, L]."""
@@ -89,17 +120,19 @@ class Coefficients:
         return inside.expand(self.tasks, *inside.shape[1:])
 
     def update(self, by_layer: Tensor, *, restart: bool) -> None:
-        """One step down the loss.
+        """One step down the loss; coefficients without a granularity stay where they are.
 
         Args:
             by_layer: dLoss/dlambda [T, L], wherever it was taken.
             restart: the step starts from the initial values (the inner level), not from the present ones. Where it
                 starts says what a clamp lets through, as in the published codes.
         """
+        if self.granularity is None:
+            return
         base = self.start if restart else self.values
         gradient = self.pull(by_layer, base) + 2 * self.protocol.l2 * (base - self.start)
         if restart and self.protocol.moments == "reset":
-            self.moments = (torch.zeros_like(self.start), torch.zeros_like(self.start), 0)
+            self.moments = self._no_moments()
         self._last = (base, gradient, self.moments, restart)
         self.values, self.moments = self._step(*self._last)
 
@@ -114,12 +147,3 @@ class Coefficients:
         gradient = gradient.detach().requires_grad_()
         values, _ = self._step(base, gradient, *rest)
         return torch.autograd.grad(values, gradient, pulled)[0]
-
-    def state(self) -> dict[str, object]:
-        """What a checkpoint must hold."""
-        return {"values": self.values, "first": self.moments[0], "second": self.moments[1], "updates": self.moments[2]}
-
-    def load_state(self, state: dict[str, object]) -> None:
-        """Go on from a checkpoint."""
-        self.values = state["values"].to(self.start)
-        self.moments = (state["first"].to(self.start), state["second"].to(self.start), state["updates"])

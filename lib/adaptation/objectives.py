@@ -177,13 +177,8 @@ class PredictionObjective(ABC, Generic[Inputs]):
             before: its running mean prediction before this batch [C], or None at the start.
             expert: logits of its expert on the same rows [B, C], where the objective asks for them.
         """
-        if expert is not None:
-            if self.name == "expert-kl":
-                distance = expert_kl(logits, expert, self.expert_temperature)
-            elif self.name == "filtered-labels":
-                distance = filtered_labels(logits, expert)
-            else:
-                distance = expert_labels(logits, expert, self.confidence)
+        distance = None if expert is None else self._distance(logits, expert)
+        if distance is not None:
             logits = logits.detach()  # the rest is for the report
         single, mean = entropy(logits).mean(), logits.softmax(-1).mean(0)
         new = min(1.0, len(logits) / self.classes[task])
@@ -191,11 +186,19 @@ class PredictionObjective(ABC, Generic[Inputs]):
             running = new * mean.detach() + (1 - new) * before
             mean = running + (mean - mean.detach())  # the running average in value, this batch's mean in gradient
         marginal = entropy_of_mean(mean)
-        loss = distance if expert is not None else single
+        loss = single if distance is None else distance
         if self.diversity:
             loss = loss - self.diversity * marginal
         share = torch.stack([single, marginal]).detach() / math.log(max(self.classes[task], 2))
         return loss, mean.detach(), share
+
+    def _distance(self, logits: Tensor, expert: Tensor) -> Tensor:
+        """The loss of the objectives that look at the experts' predictions, []."""
+        if self.name == "expert-kl":
+            return expert_kl(logits, expert, self.expert_temperature)
+        if self.name == "filtered-labels":
+            return filtered_labels(logits, expert)
+        return expert_labels(logits, expert, self.confidence)
 
     def reset(self) -> None:
         """Forget what earlier batches have told: the running mean predictions."""

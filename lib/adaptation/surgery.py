@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.adaptation.coefficients import Moments, adam
+from lib.adaptation.coefficients import Variable
 from lib.adaptation.loop import Row, descend
 from lib.runtime.checkpoint import Checkpoint
 from lib.runtime.rng import batch_indices, generator
@@ -93,7 +93,7 @@ def surgery(
         rank=rank, learning_rate=learning_rate, batch=batch, seed=seed,
     )  # fmt: skip
     curve = descend(operation, operation.one_step, steps, label=label, checkpoint=checkpoint)
-    return Surgery(operation.down, operation.up, curve)
+    return Surgery(operation.down.values, operation.up.values, curve)
 
 
 class Operation:
@@ -103,33 +103,31 @@ class Operation:
         self, merged: Tensor, expert: Tensor, *, rank: int, learning_rate: float, batch: int, seed: int
     ) -> None:
         self.merged, self.expert = merged.detach(), expert.detach()
-        self.learning_rate, self.batch, self.seed = learning_rate, batch, seed
+        self.batch, self.seed = batch, seed
         width = merged.shape[1]
         drawn = torch.rand(rank, width, generator=generator("surgery", seed))
-        self.down = ((2 * drawn - 1) / width**0.5).to(merged)
-        self.up = merged.new_zeros(width, rank)
-        both = self.down, self.up
-        self.moments: tuple[Moments, ...] = tuple((torch.zeros_like(own), torch.zeros_like(own), 0) for own in both)
+        self.down = Variable(((2 * drawn - 1) / width**0.5).to(merged), learning_rate)
+        self.up = Variable(merged.new_zeros(width, rank), learning_rate)
 
     def gradients(self, rows: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss on some rows, int64 [B], and its gradients by W_down and W_up."""
         rows = rows.to(self.merged.device)
-        learned = self.down.detach().requires_grad_(), self.up.detach().requires_grad_()
+        learned = [own.values.detach().requires_grad_() for own in (self.down, self.up)]
         loss = (operated(self.merged[rows], *learned) - self.expert[rows]).abs().mean()
         return loss.detach(), torch.autograd.grad(loss, learned)
 
     def one_step(self, step: int) -> Row:
         """Move both matrices one step down the loss; the row is of the module before it."""
         loss, by_matrix = self.gradients(batch_indices(len(self.merged), self.batch, step, "surgery", self.seed))
-        given = zip((self.down, self.up), by_matrix, self.moments, strict=True)
-        (self.down, self.up), self.moments = zip(*(adam(*own, self.learning_rate) for own in given), strict=True)
+        for own, gradient in zip((self.down, self.up), by_matrix, strict=True):
+            own.step(gradient)
         return {"step": step, "loss": loss}
 
     def state(self) -> dict[str, object]:
         """What a checkpoint must hold."""
-        return {"down": self.down, "up": self.up, "moments": self.moments}
+        return {"down": self.down.state(), "up": self.up.state()}
 
     def load_state(self, state: dict[str, object]) -> None:
         """Go on from a checkpoint."""
-        self.down, self.up = state["down"].to(self.merged), state["up"].to(self.merged)
-        self.moments = tuple((one.to(self.merged), two.to(self.merged), count) for one, two, count in state["moments"])
+        self.down.load_state(state["down"])
+        self.up.load_state(state["up"])

@@ -33,7 +33,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.adaptation.coefficients import Coefficients, Moments, adam
+from lib.adaptation.coefficients import Coefficients, Variable
 from lib.adaptation.loop import Row, descend
 from lib.adaptation.objectives import PredictionObjective
 from lib.adaptation.protocol import Protocol
@@ -137,7 +137,7 @@ class Synergy:
         head_learning_rate: Adam's for the heads.
 
     Attributes:
-        heads: the present ones, leaves that require gradients.
+        heads: of every task.
     """
 
     def __init__(
@@ -151,13 +151,9 @@ class Synergy:
         head_learning_rate: float,
     ) -> None:
         self.theta0, self.task_vectors, self.layout = theta0, task_vectors, layout
-        self.lambdas, self.head_learning_rate = lambdas, head_learning_rate
-        self.heads = [head.detach().clone().requires_grad_() for head in objective_at.heads]
-        self.moments: list[Moments] = [
-            (torch.zeros_like(head.detach()), torch.zeros_like(head.detach()), 0) for head in self.heads
-        ]
+        self.lambdas = lambdas
+        self.heads = [Variable(head, head_learning_rate) for head in objective_at.heads]
         self.objective_at = copy.copy(objective_at)
-        self.objective_at.heads = self.heads
         self.objective_at.reset()  # nothing of an earlier run, and nothing that the caller's objective would see
 
     def theta(self) -> Tensor:
@@ -165,43 +161,35 @@ class Synergy:
         return merge(self.theta0, self.task_vectors, self.lambdas.merged(self.lambdas.values), self.layout)
 
     def found_heads(self) -> tuple[Tensor, ...]:
-        """The heads as plain tensors, which no later step moves."""
-        return tuple(head.detach().clone() for head in self.heads)
+        """The heads as plain tensors [C_t, width]; a step makes new ones."""
+        return tuple(head.values.detach() for head in self.heads)
 
     def gradients(self, step: int) -> tuple[float | Tensor, Tensor, list[Tensor]]:
         """The loss on a step's batch, and its gradients by the coefficients [T, L] and by every head [C_t, width]."""
-        for head in self.heads:
-            head.grad = torch.zeros_like(head)
+        leaves = [head.values.detach().requires_grad_() for head in self.heads]
+        for leaf in leaves:
+            leaf.grad = torch.zeros_like(leaf)
+        self.objective_at.heads = leaves
         loss, gradient = self.objective_at(step)(self.theta())
         by_layer = coefficient_gradient(gradient, self.task_vectors, self.layout, None, layer_wise=True)
-        return loss, by_layer, [head.grad for head in self.heads]
-
-    @torch.no_grad()
-    def move_heads(self, by_head: Sequence[Tensor]) -> None:
-        """One step of Adam of every head, in place: the objective goes on reading the same leaves."""
-        for task, (head, gradient) in enumerate(zip(self.heads, by_head, strict=True)):
-            values, self.moments[task] = adam(head, gradient, self.moments[task], self.head_learning_rate)
-            head.copy_(values)
+        return loss, by_layer, [leaf.grad for leaf in leaves]
 
     def one_step(self, step: int) -> Row:
         """Merge, and move coefficients and heads one step down the loss; the row is of what was before it."""
         loss, by_layer, by_head = self.gradients(step)
-        if self.lambdas.granularity is not None:
-            self.lambdas.update(by_layer, restart=False)
-        self.move_heads(by_head)
+        self.lambdas.update(by_layer, restart=False)
+        for head, gradient in zip(self.heads, by_head, strict=True):
+            head.step(gradient)
         return {"step": step, "loss": loss} | self.objective_at.report()
 
     def state(self) -> dict[str, object]:
         """What a checkpoint must hold."""
-        heads = {"values": self.found_heads(), "moments": self.moments}
+        heads = [head.state() for head in self.heads]
         return {"coefficients": self.lambdas.state(), "heads": heads, "objective": self.objective_at.state()}
 
     def load_state(self, state: dict[str, object]) -> None:
         """Go on from a checkpoint."""
         self.lambdas.load_state(state["coefficients"])
-        with torch.no_grad():
-            for head, values in zip(self.heads, state["heads"]["values"], strict=True):
-                head.copy_(values)
-        saved = zip(self.heads, state["heads"]["moments"], strict=True)
-        self.moments = [(one.to(head.device), two.to(head.device), count) for head, (one, two, count) in saved]
+        for head, saved in zip(self.heads, state["heads"], strict=True):
+            head.load_state(saved)
         self.objective_at.load_state(state["objective"])

@@ -127,7 +127,7 @@ def unlabelled_data(table: Table) -> Figure:
 
 def _colour(objective: str) -> tuple[float, float, float]:
     """As in notebook 08 for the two objectives there."""
-    return sns.color_palette("colorblind")[(0, 1, 2)[list(OBJECTIVES).index(objective)]]
+    return sns.color_palette("colorblind")[list(OBJECTIVES).index(objective)]
 
 
 def _amounts(axes: Axes, rows: Table) -> None:

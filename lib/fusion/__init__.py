@@ -11,7 +11,7 @@ from lib.fusion.arithmetic import dare, task_arithmetic, ties_merging, weight_av
 from lib.fusion.bases import BASES, CONTROLS, Base
 from lib.fusion.calibration import featcal
 from lib.fusion.masking import consensus_task_arithmetic, model_breadcrumbs, model_stock
-from lib.fusion.methods import METHODS, PER_TASK, FusionMethod, PerTaskMethod, fusion_method, per_task_method
+from lib.fusion.methods import METHODS, PER_TASK, FusionMethod, fusion_method
 from lib.fusion.per_task import emr_merging, tall_masks
 from lib.fusion.spectral import iso_c, iso_cts, tsv_m, wudi_merging
 from lib.fusion.statistical import fisher_merging, regmean, regmean_plus_plus
@@ -23,7 +23,6 @@ __all__ = [
     "PER_TASK",
     "Base",
     "FusionMethod",
-    "PerTaskMethod",
     "consensus_task_arithmetic",
     "dare",
     "emr_merging",
@@ -34,7 +33,6 @@ __all__ = [
     "iso_cts",
     "model_breadcrumbs",
     "model_stock",
-    "per_task_method",
     "regmean",
     "regmean_plus_plus",
     "tall_masks",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.fusion.arithmetic import TIES_RULES, ties_parts
+from lib.fusion.arithmetic import ties_parts
 from lib.fusion.calibration import featcal
 from lib.fusion.spectral import iso_c_parts, tsv_m_parts, wudi_merging
 from lib.fusion.statistical import regmean_parts
@@ -32,13 +32,13 @@ class Base:
 
     Attributes:
         parts: `parts(task_vectors [T, D], layout, **needs) -> P [T, D]`.
-        coefficient: lambda_0.
+        coefficient: lambda_0; None for the scaling factor of Task Arithmetic and Ties-Merging, whatever it is set to.
         needs: names of what else it is given: "theta0" [D], "grams" of the tasks' unlabelled inputs (see `regmean`),
             "groups" and "moments_at" (see `featcal`), or "seed".
     """
 
     parts: Callable[..., Tensor]
-    coefficient: float = 1.0
+    coefficient: float | None = 1.0
     needs: tuple[str, ...] = ()
 
 
@@ -69,8 +69,8 @@ def featcal_parts(task_vectors: Tensor, layout: Layout, theta0: Tensor, **statis
 
 
 BASES: Mapping[str, Base] = {
-    "Task Arithmetic": Base(task_vectors_themselves, 0.3),
-    "Ties-Merging": Base(ties_parts, TIES_RULES["sum"]),
+    "Task Arithmetic": Base(task_vectors_themselves, None),
+    "Ties-Merging": Base(ties_parts, None),
     "TSV-M": Base(tsv_m_parts),
     "Iso-C": Base(iso_c_parts),
     "WUDI-Merging": Base(wudi_parts),

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lib.fusion.masking import MASK_LAMBDA, tall_mask
-from lib.fusion.methods import per_task_method
+from lib.fusion.methods import fusion_method
 from lib.vectors.layout import Layout
 
 
-@per_task_method("TALL masks", "Wang et al., 2024", "https://arxiv.org/abs/2405.07813", keeps="a binary mask")
+@fusion_method("TALL masks", "Wang et al., 2024", "https://arxiv.org/abs/2405.07813", keeps="a binary mask")
 def tall_masks(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, mask_lambda: float = MASK_LAMBDA) -> Tensor:
     """Each task's own entries of the sum of all task vectors (Wang et al., 2024).
 
@@ -43,7 +43,7 @@ def tall_masks(theta0: Tensor, task_vectors: Tensor, layout: Layout, *, mask_lam
     return points
 
 
-@per_task_method(
+@fusion_method(
     "EMR-Merging", "Huang et al., 2024", "https://arxiv.org/abs/2405.17461", keeps="a binary mask and a factor"
 )
 def emr_merging(theta0: Tensor, task_vectors: Tensor, layout: Layout) -> Tensor:

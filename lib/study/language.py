@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from lib.adaptation.objectives import FROM_EXPERTS
 from lib.fusion.activations import layer_groups, read_moments
 from lib.language.activations import diagonal_fisher, prompt_calls, prompt_grams
 from lib.language.examples import Examples, load_examples
@@ -141,23 +140,21 @@ class LanguageWorkspace(Workspace):
         setting = setting or self.setting()
         classes = [len(self.tasks[name].words) or GRADES for name in setting.tasks]
         given = self.model, list(setting.inputs.values()), classes, self.study.runtime
-        options = self._objective_options(setting)
-        if setting.whole_answers and setting.objective in FROM_EXPERTS:
-            options["answers"], options["experts"] = zip(*self.expert_answers(setting), strict=True)
-        return TokenObjective(*given, **options)
+        return TokenObjective(*given, **self._objective_options(setting))
 
-    def expert_logits(self, setting: Setting) -> list[Tensor]:
-        """What each task's expert says of the first token of its answer, logits [N_t, V] on the CPU."""
-        return [logits[:, 0] for _, logits in self.expert_answers(replace(setting, whole_answers=False))]
+    def teachers(self, setting: Setting) -> dict[str, list[Tensor]]:
+        """`experts`: each task's expert's logits of the first token [N_t, V], on the CPU.
 
-    def expert_answers(self, setting: Setting) -> list[tuple[Tensor, Tensor]]:
-        """What each task's expert answers to the inputs of a setting: see `lib.language.generation.expert_answers`."""
+        Of whole answers, those of each token [N_t, A, V], and `answers`: see `lib.language.objective.expert_answers`.
+        """
         found, call = [], self.study.remember(expert_answers)
         for task, theta in self.points(setting.tasks):
             length = answer_length(self.tasks[task], self.tokenizer) if setting.whole_answers else 1
-            answers, logits = call(self.model, theta, setting.inputs[task], self.study.runtime, length)
-            found.append((answers.cpu(), logits.cpu()))
-        return found
+            found.append(call(self.model, theta, setting.inputs[task], self.study.runtime, length))
+        answers, logits = ([own.cpu() for own in every] for every in zip(*found, strict=True))
+        return (
+            {"experts": logits, "answers": answers} if setting.whole_answers else {"experts": [x[:, 0] for x in logits]}
+        )
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""

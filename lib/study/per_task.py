@@ -19,8 +19,8 @@ from lib.study.setting import Setting
 from lib.study.vision import VisionWorkspace
 from lib.study.workspace import Table
 from lib.vectors import batch_norm
-from lib.vision.features import features_at, raw_features
-from lib.vision.scoring import image_features, score
+from lib.vision.objective import features_at
+from lib.vision.scoring import image_features, raw_features, score
 
 KEEPS = {"Surgery": "a module on the features", "SyMerge": "a head"}  # of methods that learn on unlabelled inputs
 
@@ -90,13 +90,15 @@ def evaluate_per_task(
     frozen, names = workspace.heads, tuple(tasks or workspace.tasks)  # heads first: making them moves the model
     heads = frozen if heads is None else heads
     _check(frozen, names, theta, heads, surgeries)
-    points = dict(zip(names, theta, strict=True)) if theta.dim() == 2 else {}
-    encoder = None if points else workspace.place(theta, tasks=names, corruption=corruption)
+    if theta.dim() == 2:  # a model for one task: its running statistics, too, are those of that task
+        kept = {"heads": heads, "surgeries": surgeries, "corruption": corruption, "limit": limit}
+        each = ((split, *pair) for split in splits or ("test",) for pair in zip(names, theta, strict=True))
+        scored = (evaluate_per_task(workspace, own, method, at, tasks=(name,), **kept) for at, name, own in each)
+        return pd.concat(scored, ignore_index=True)
+    encoder = workspace.place(theta, tasks=names, corruption=corruption)
     given, rows = (workspace.backbone.preprocess, workspace.study.runtime), []
     for split in splits or ("test",):
         for name in names:
-            if points:  # a model for one task: its running statistics, too, are those of that task
-                encoder = workspace.place(points[name], tasks=(name,), corruption=corruption)
             images = workspace.inputs(split, name, corruption)[:limit]
             if surgeries is None:
                 features = image_features(encoder, images, *given)

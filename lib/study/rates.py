@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pandas as pd
 from torch import Tensor
 
-from lib.adaptation.objectives import PredictionObjective
+from lib.adaptation.objectives import BatchObjective, PredictionObjective
 from lib.runtime.rng import batch_indices
 from lib.study.recipes import RECIPES, merge_by_name
 from lib.study.setting import Setting
@@ -33,10 +34,13 @@ class HeldBack:
 
     objective: PredictionObjective
 
+    @cached_property
+    def _all(self) -> BatchObjective:
+        return self.objective(0)
+
     def __call__(self, theta: Tensor) -> dict[str, float]:
         """One column of the curve: the loss (nats, summed over tasks)."""
-        self.objective.reset()
-        return {"held_back": self.objective(0).value(theta)}
+        return {"held_back": self._all.value(theta)}
 
 
 @dataclass(frozen=True)

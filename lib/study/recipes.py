@@ -132,7 +132,7 @@ def merge_by_name(
 
 
 def parts_of(workspace: Workspace, setting: Setting, base: str, scaling_factor: float) -> tuple[Tensor, float]:
-    """The parts [T, D] of a base in a setting, and the coefficient to start from (of Task Arithmetic the given factor).
+    """The parts [T, D] of a base in a setting, and the coefficient to start from.
 
     Raises:
         ValueError: for an unknown base.
@@ -140,9 +140,11 @@ def parts_of(workspace: Workspace, setting: Setting, base: str, scaling_factor: 
     known = fusion.BASES | fusion.CONTROLS
     if base not in known:
         raise ValueError(f"unknown base '{base}'; known: {', '.join(known)}")
-    if base == "Task Arithmetic":
-        return setting.task_vectors, scaling_factor
-    chosen, given = known[base], {"theta0": workspace.theta0, "seed": workspace.study.seed}
+    chosen = known[base]
+    coefficient = scaling_factor if chosen.coefficient is None else chosen.coefficient
+    if base == "Task Arithmetic":  # as they lie there: in half precision, or mapped
+        return setting.task_vectors, coefficient
+    given = {"theta0": workspace.theta0, "seed": workspace.study.seed}
     if "grams" in chosen.needs:
         rows = [list(workspace.tasks).index(task) for task in setting.tasks]
         given["grams"] = {name: own[rows] for name, own in workspace.grams().items()}
@@ -150,4 +152,4 @@ def parts_of(workspace: Workspace, setting: Setting, base: str, scaling_factor: 
         given |= workspace.calibration(setting.tasks)
     make, vectors = workspace.study.remember(chosen.parts), setting.task_vectors.to(workspace.theta0)
     found = make(vectors, workspace.layout, **{name: given[name] for name in chosen.needs})
-    return found.to(workspace.theta0), chosen.coefficient
+    return found.to(workspace.theta0), coefficient

@@ -194,18 +194,18 @@ class VisionWorkspace(Workspace):
     def objective(self, setting: Setting | None = None) -> ImageObjective:
         """What adaptation minimises in a setting, by default that of all tasks."""
         setting = setting or self.setting()
-        heads, same = [self.heads[name] for name in setting.tasks], (self.backbone.preprocess, self.study.runtime)
-        return ImageObjective(
-            self.model, heads, list(setting.inputs.values()), *same, **self._objective_options(setting)
-        )
+        heads, images = [self.heads[name] for name in setting.tasks], list(setting.inputs.values())
+        given = self.model, heads, images, self.backbone.preprocess, self.study.runtime
+        return ImageObjective(*given, **self._objective_options(setting))
 
-    def expert_logits(self, setting: Setting) -> list[Tensor]:
-        """What each task's expert says of the inputs of a setting, logits [N_t, C_t] on the CPU; kept in the store."""
+    def teachers(self, setting: Setting) -> dict[str, list[Tensor]]:
+        """`experts`: each task's expert's logits on the inputs of a setting [N_t, C_t], on the CPU."""
         call, same = self.study.remember(image_logits), (self.backbone.preprocess, self.study.runtime)
-        return [
-            call(self.model, theta, self.heads[task], setting.inputs[task], *same, self._statistics(task)).cpu()
-            for task, theta in self.points(setting.tasks)
-        ]
+        found = []
+        for task, theta in self.points(setting.tasks):
+            given = self.model, theta, self.heads[task], setting.inputs[task], *same
+            found.append(call(*given, self._statistics(task)).cpu())
+        return {"experts": found}
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""
@@ -288,13 +288,13 @@ class VisionWorkspace(Workspace):
 
     def calibration(self, tasks: Sequence[str] = (), *, images: int = 256) -> dict[str, object]:
         """What `featcal` needs on as many training images per task: `groups` of layers, and `moments_at`."""
-        pixels = [self.sample(task, images) for task in tasks or self.tasks]
-        own = [self._statistics(task) for task in tasks or self.tasks]
+        given = [(self.sample(task, images), self._statistics(task)) for task in tasks or self.tasks]
 
         def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
-            buffers = batch_norm.statistics(self.place(merged)) if own[task] else {}, own[task]
-            calls = image_calls(pixels[task], self.backbone.preprocess, merged)
+            pixels, own = given[task]
+            buffers = batch_norm.statistics(self.place(merged)) if own else {}, own
+            calls = image_calls(pixels, self.backbone.preprocess, merged)
             return read_moments(self.model, (merged, expert), calls, self.study.runtime, layers=layers, buffers=buffers)
 
-        known = {"images": pixels, "statistics": own, "model": self.model, "preprocess": self.backbone.preprocess}
+        known = {"given": given, "read with": [self.model, self.backbone.preprocess, self.study.runtime]}
         return {"groups": layer_groups(self.model), "moments_at": Known(moments_at, known)}

@@ -68,8 +68,11 @@ class Workspace(ABC):
         """What adaptation minimises in a setting, by default that of all tasks."""
 
     @abstractmethod
-    def expert_logits(self, setting: Setting) -> list[Tensor]:
-        """What each task's expert says of the inputs of a setting [N_t, C_t]: the teachers of two objectives."""
+    def teachers(self, setting: Setting) -> dict[str, list[Tensor]]:
+        """What each task's expert says of the inputs of a setting, as options of the objective: `experts` and the like.
+
+        Predictions are made once and kept in the store.
+        """
 
     @abstractmethod
     def grams(self) -> dict[str, Tensor]:
@@ -220,13 +223,13 @@ class Workspace(ABC):
             chosen,
             chosen_rows(self.task_vectors, rows, self._vector_files, scale),
             {name: inputs[name] for name in chosen},
-            objective,
-            diversity,
-            batch or self.study.profile.adaptation_batch,
-            corruption,
-            expert_temperature,
-            confidence,
-            whole_answers,
+            objective=objective,
+            diversity=diversity,
+            batch=batch or self.study.profile.adaptation_batch,
+            corruption=corruption,
+            expert_temperature=expert_temperature,
+            confidence=confidence,
+            whole_answers=whole_answers,
         )
 
     def held_out(self, setting: Setting | None = None) -> HeldOut:
@@ -250,7 +253,7 @@ class Workspace(ABC):
             "seed": self.study.seed,
             "objective": setting.objective,
             "diversity": setting.diversity,
-            "experts": self.expert_logits(setting) if setting.objective in FROM_EXPERTS else None,
+            **(self.teachers(setting) if setting.objective in FROM_EXPERTS else {}),
             "expert_temperature": setting.expert_temperature,
             "confidence": setting.confidence,
             "frozen_bytes": self.frozen_bytes,

@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = index(
         "backbones": "load_backbone",
         "heads": "class_mean_head linear_probe_head text_head",
         "models": "Backbone Clip Preprocess load_clip",
-        "objective": "ImageObjective image_logits",
+        "objective": "ImageObjective features_at image_logits",
         "scoring": "image_features score",
         "tasks": "CORRUPTIONS Split Task corrupt load_splits load_task",
         "training": "image_accuracy image_loss",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from lib.adaptation.objectives import PredictionObjective
 from lib.runtime.device import Runtime
@@ -13,7 +14,7 @@ from lib.vectors.batch_norm import Statistics, batch_norms, batch_statistics, lo
 from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import gather
 from lib.vision.models import Preprocess
-from lib.vision.scoring import image_features, unit_features
+from lib.vision.scoring import raw_features, unit_features
 
 CPU_PIXELS = 1_000_000  # pixels per pass on a CPU: 20 images of 224 x 224; what lies between layers then stays small
 
@@ -80,21 +81,19 @@ class ImageObjective(PredictionObjective[Tensor]):
         return [own @ self.heads[task].T for own, task in zip(parts, rows, strict=True)]
 
 
-def image_logits(
+def features_at(
     model: FlatModel,
     theta: Tensor,
-    head: Tensor,
     pixels: Tensor,
     preprocess: Preprocess,
     runtime: Runtime,
     statistics: Statistics | None = None,
 ) -> Tensor:
-    """Predictions of the model at a point of R^D on uint8 images: logits [N, C] on the CPU.
+    """Features of the model at a point of R^D, as the encoder gives them: float32 [N, width] on the CPU.
 
     Args:
         model: the image encoder; it is moved.
-        theta: an expert's parameters, for example [D].
-        head: frozen classification head [C, width].
+        theta: an expert's parameters, or merged ones [D].
         pixels: uint8 [N, 3, H, W].
         preprocess: pixels to input.
         runtime: device and precision.
@@ -103,4 +102,9 @@ def image_logits(
     encoder = model.move_to(theta)
     if statistics:
         load_statistics(encoder, statistics)
-    return image_features(encoder, pixels, preprocess, runtime) @ head.cpu().T
+    return raw_features(encoder, pixels, preprocess, runtime)
+
+
+def image_logits(model: FlatModel, theta: Tensor, head: Tensor, *images: object) -> Tensor:
+    """Predictions of a frozen head [C, width] on these features: logits [N, C]; `images` as for `features_at`."""
+    return normalize(features_at(model, theta, *images), dim=-1) @ head.cpu().T

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from stopping import dies_at
 
 from lib import concrete
 from lib.adaptation.loop import adapt
@@ -67,14 +68,8 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, mode):
     mode |= {"evaluate": lambda theta: {"accuracy": np.float64(theta.sum())}, "evaluate_every": 2}
     whole = adapt(towards(target), theta0, vectors, layout, steps=12, **mode)
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", every=0)
-
-    def dies_at_seven(batch):
-        if batch == 7:
-            raise KeyboardInterrupt
-        return towards(target)(batch)
-
     with pytest.raises(KeyboardInterrupt):
-        adapt(dies_at_seven, theta0, vectors, layout, steps=12, checkpoint=checkpoint, **mode)
+        adapt(dies_at(7, towards(target)), theta0, vectors, layout, steps=12, checkpoint=checkpoint, **mode)
     resumed = adapt(towards(target), theta0, vectors, layout, steps=12, checkpoint=checkpoint, **mode)
     assert torch.equal(whole.coefficients, resumed.coefficients)
     if whole.logits is not None:

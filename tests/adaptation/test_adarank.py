@@ -3,10 +3,11 @@
 import pandas as pd
 import pytest
 import torch
+from stopping import dies_at
 
 from lib import concrete
 from lib.adaptation.adarank import Components, Pruning, adarank
-from lib.adaptation.coefficients import Coefficients
+from lib.adaptation.coefficients import Coefficients, Variable
 from lib.adaptation.protocol import Protocol
 from lib.fusion import task_arithmetic
 from lib.runtime.checkpoint import Checkpoint
@@ -64,8 +65,8 @@ def test_gradients_are_those_of_autograd_through_the_whole_merge(granularity):
     options = {"initial": 0.3, "learning_rate": 0.1, "protocol": Protocol(), "like": theta0}
     lambdas = Coefficients(3, layout, granularity, **options)
     lambdas.values = torch.randn_like(lambdas.values)
-    options = {"learning_rate": 0.1, "temperature": TEMPERATURE}
-    pruning = Pruning(towards(theta0), theta0, vectors, components, lambdas, logits, **options)
+    learned = Variable(logits, 0.1)
+    pruning = Pruning(towards(theta0), theta0, vectors, components, lambdas, learned, temperature=TEMPERATURE)
 
     free = {name: own.clone().requires_grad_() for name, own in components.by_name(logits).items()}
     every = pruning.weights().clone().requires_grad_()
@@ -181,14 +182,8 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path):
     target, options = theta0 + vectors[0], {"steps": 12, "learning_rate": 0.02, "mask_learning_rate": 0.03}
     whole = adarank(towards(target), theta0, vectors, layout, **options)
     checkpoint = Checkpoint(tmp_path / "checkpoint.pt", every=0)
-
-    def dies_at_seven(step):
-        if step == 7:
-            raise KeyboardInterrupt
-        return towards(target)(step)
-
     with pytest.raises(KeyboardInterrupt):
-        adarank(dies_at_seven, theta0, vectors, layout, checkpoint=checkpoint, **options)
+        adarank(dies_at(7, towards(target)), theta0, vectors, layout, checkpoint=checkpoint, **options)
     resumed = adarank(towards(target), theta0, vectors, layout, checkpoint=checkpoint, **options)
     assert torch.equal(whole.theta, resumed.theta)
     assert torch.equal(whole.coefficients, resumed.coefficients)

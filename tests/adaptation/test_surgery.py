@@ -5,6 +5,7 @@ import inspect
 import pandas as pd
 import pytest
 import torch
+from stopping import dies_at
 from torch import nn
 
 from lib.adaptation.surgery import Operation, Surgery, surgery
@@ -31,16 +32,17 @@ def test_it_is_the_module_of_the_authors_code():
 def test_gradients_are_those_of_the_closed_form():
     merged, expert = features(dtype=torch.float64)
     operation = Operation(merged, expert, rank=5, learning_rate=0.1, batch=8, seed=0)
-    operation.up = torch.randn(12, 5, dtype=torch.float64)
+    operation.up.values = torch.randn(12, 5, dtype=torch.float64)
+    down, up = operation.down.values, operation.up.values
     rows = torch.tensor([3, 1, 40, 41, 59])
     loss, (by_down, by_up) = operation.gradients(rows)
-    z, inner = merged[rows], merged[rows] @ operation.down.T
+    z, inner = merged[rows], merged[rows] @ down.T
     hidden = inner.clamp(min=0)
-    difference = z - hidden @ operation.up.T - expert[rows]
+    difference = z - hidden @ up.T - expert[rows]
     signs = difference.sign() / difference.numel()
     assert loss.item() == pytest.approx(difference.abs().sum().item() / (5 * 12), abs=1e-14)
     torch.testing.assert_close(by_up, -signs.T @ hidden, atol=1e-14, rtol=1e-12)
-    torch.testing.assert_close(by_down, ((-signs @ operation.up) * (inner > 0)).T @ z, atol=1e-14, rtol=1e-12)
+    torch.testing.assert_close(by_down, ((-signs @ up) * (inner > 0)).T @ z, atol=1e-14, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 16])
@@ -85,14 +87,8 @@ def test_it_sees_features_alone_and_leaves_them_as_they_are():
 def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, monkeypatch):
     merged, expert = features()
     whole = surgery(merged, expert, steps=30)
-    checkpoint, step_of = Checkpoint(tmp_path / "checkpoint.pt", every=0), Operation.one_step
-
-    def dies_at_seventeen(self, step):
-        if step == 17:
-            raise KeyboardInterrupt
-        return step_of(self, step)
-
-    monkeypatch.setattr(Operation, "one_step", dies_at_seventeen)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", every=0)
+    monkeypatch.setattr(Operation, "one_step", dies_at(17, Operation.one_step))
     with pytest.raises(KeyboardInterrupt):
         surgery(merged, expert, steps=30, checkpoint=checkpoint)
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from stopping import dies_at
 from test_objectives import parts
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, normalize
@@ -147,14 +148,8 @@ def test_an_interrupted_run_continues_to_the_same_bits(tmp_path, monkeypatch, ob
     given = world(objective, batch=2)
     options = {"steps": 12, "learning_rate": 0.02, "head_learning_rate": 0.03}
     whole = symerge(*given, **options)
-    checkpoint, step_of = Checkpoint(tmp_path / "checkpoint.pt", every=0), Synergy.one_step
-
-    def dies_at_seven(self, step):
-        if step == 7:
-            raise KeyboardInterrupt
-        return step_of(self, step)
-
-    monkeypatch.setattr(Synergy, "one_step", dies_at_seven)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", every=0)
+    monkeypatch.setattr(Synergy, "one_step", dies_at(7, Synergy.one_step))
     with pytest.raises(KeyboardInterrupt):
         symerge(*given, checkpoint=checkpoint, **options)
     monkeypatch.undo()

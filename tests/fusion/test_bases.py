@@ -52,7 +52,7 @@ def test_at_the_initial_coefficient_a_base_is_what_the_method_merges(name, rank)
     needs, base = given(name, theta0, vectors, layout), BASES[name]
     parts = parts_of(name, theta0, vectors, layout)
     assert parts.shape == vectors.shape
-    even = torch.full((len(parts), layout.layers), base.coefficient, dtype=torch.float64)
+    even = torch.full((len(parts), layout.layers), base.coefficient or 0.3, dtype=torch.float64)
     merged = getattr(fusion, METHODS[name])(theta0, vectors, layout, **needs)
     torch.testing.assert_close(merge(theta0, parts, even, layout), merged, rtol=0, atol=1e-12)
 

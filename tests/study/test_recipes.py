@@ -10,6 +10,8 @@ from small_world import TASKS, World
 from lib import concrete, fusion
 from lib.adaptation.objectives import OBJECTIVES
 from lib.adaptation.protocol import Protocol
+from lib.runtime.device import Runtime
+from lib.runtime.keys import content
 from lib.study.recipes import BASELINES, RECIPES, merge_by_name, parts_of
 from lib.study.vision import VisionWorkspace
 from lib.vision.tasks import Split
@@ -94,6 +96,14 @@ def test_a_base_starts_where_its_method_ends(world, base):
     assert not torch.allclose(learned.theta, start.theta)
 
 
+def test_a_base_of_one_factor_takes_the_study_s(world):
+    start = merge_by_name(
+        world, "AdaMerging (layer-wise)", base="Ties-Merging", scaling_factor=0.1, adaptation_rate=1e-12
+    )
+    merged = merge_by_name(world, "Ties-Merging", scaling_factor=0.1)
+    torch.testing.assert_close(start.theta, merged.theta)
+
+
 def test_a_base_in_a_setting_of_some_tasks_has_their_statistics(world):
     grams = torch.stack([(1 + task) * torch.eye(48) for task in range(3)])
     world.grams = lambda: {"1.weight": grams}
@@ -158,3 +168,12 @@ def test_nothing_that_is_learned_needs_a_label(world, objective):
     world.inputs = functools.partial(VisionWorkspace.inputs, world)
     merged = merge_by_name(world, "Concrete AdaMerging (layer-wise)", world.setting(objective=objective))
     assert not torch.equal(merged.theta, world.theta0)
+
+
+@pytest.mark.parametrize("changed", ["runtime", "images"])
+def test_what_moments_depend_on_is_in_their_key(world, changed):
+    before = content(world.calibration(images=8)["moments_at"])
+    assert content(world.calibration(images=8)["moments_at"]) == before
+    if changed == "runtime":
+        world.study = dataclasses.replace(world.study, runtime=Runtime(precision="bf16"))
+    assert content(world.calibration(images=8 if changed == "runtime" else 9)["moments_at"]) != before

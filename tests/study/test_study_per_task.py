@@ -16,7 +16,7 @@ from lib.study.evaluation import COLUMNS
 from lib.study.per_task import KEEPS, evaluate_per_task, learn_surgeries
 from lib.study.vision import VisionWorkspace
 from lib.vectors.flat_model import FlatModel
-from lib.vision.features import features_at
+from lib.vision.objective import features_at
 from lib.vision.scoring import image_features
 from lib.vision.tasks import Split
 
