@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lib.runtime.parameters import closest
 from lib.runtime.rng import seed_of
 from lib.vision.models import Backbone, Preprocess, load_clip
+from lib.vision.small_maps import with_small_maps
 
 TIMM = "timm:"
 SOURCE = re.compile(r"(?P<name>[\w.-]+)(\((?P<options>.*)\))?", re.DOTALL)
@@ -56,7 +57,7 @@ def load_timm(source: str, pretrained: str = "", image_size: int = 0) -> Backbon
         _load_weights(model, find_weights(pretrained), source)
     model.requires_grad_(True)
     preprocess = Preprocess(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
-    return Backbone(model.eval(), preprocess, options.get("img_size") or image_size or size)
+    return Backbone(with_small_maps(model.eval()), preprocess, options.get("img_size") or image_size or size)
 
 
 def parse(source: str) -> tuple[str, dict[str, object]]:

@@ -15,6 +15,7 @@ from lib.runtime.device import Runtime
 from lib.runtime.disk import ROOT
 from lib.runtime.keys import key_of
 from lib.runtime.rng import seed_of
+from lib.vision.small_maps import with_small_maps
 
 TINY_CLIP = ROOT / "data" / "tiny_clip"
 
@@ -136,7 +137,7 @@ def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Cl
     size = model.visual.image_size
     mean, std = model.visual.image_mean, model.visual.image_std
     side = size[0] if isinstance(size, (tuple, list)) else size
-    return Clip(model.eval(), Preprocess(tuple(mean), tuple(std)), side, tokenizer)
+    return Clip(with_small_maps(model.eval()), Preprocess(tuple(mean), tuple(std)), side, tokenizer)
 
 
 def on_device(backbone: Backbone, runtime: Runtime) -> Backbone:
