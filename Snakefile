@@ -50,8 +50,9 @@ NOTEBOOKS = {
          "first_token", "against_the_paper"],
     ),
     "90_results": (
-        ["03_fusion_baselines", "05_test_time_adaptation", "06_concrete_task_arithmetic", "07_concrete_adamerging"],
-        ["results", "against_the_paper"],
+        ["03_fusion_baselines", "05_test_time_adaptation", "06_concrete_task_arithmetic", "07_concrete_adamerging",
+         "09_concrete_on_any_base"],
+        ["results", "against_the_paper", "which_method"],
     ),
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all

@@ -48,6 +48,7 @@ from lib.figures.merging import (
     concrete_task_arithmetic,
     results,
     scaling,
+    which_method,
 )
 from lib.figures.method import method
 from lib.figures.protocol import hypergradient, protocol
@@ -67,8 +68,7 @@ ALL_SEEDS = (
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
     similar_tasks, against_the_paper, baselines, temperature, gradient_noise, temperature_curve, task_count, mask_gain,
     step_cost, objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
-    activation_variance, real_images, weak_experts, rates, any_base,
-    unlabelled_data,
+    activation_variance, real_images, weak_experts, rates, any_base, unlabelled_data, which_method,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.figures.curves import colours_of
-from lib.figures.plotting import ORDER, heat_map, method_colours, method_rows, new_figure, percent_axis, seed_count
+from lib.figures.plotting import (
+    ORDER,
+    heat_map,
+    method_colours,
+    method_rows,
+    new_figure,
+    percent_axis,
+    seed_count,
+    spread,
+)
 from lib.files.lineages import one_lineage
 
 Table = pd.DataFrame
@@ -106,3 +116,50 @@ def results(table: Table) -> Figure:
     percent_axis(axes, "x", "held-out accuracy (%)")
     axes.set_title(f"Mean (dots), with a tuned factor (rings), single tasks (ticks); {seed_count(held_out)}")
     return figure
+
+
+def which_method(table: Table) -> Figure:
+    """Every method by what it may use, its share of the way from zero-shot to the experts, and its gradients (size).
+
+    Hollow marks keep something of each task, and so must be told the task of every input.
+
+    Args:
+        table: columns uses, method, keeps, gradients, seed, share (0 to 1); of `lib.study.needs.which_method`.
+    """
+    groups = [(uses, rows) for uses, rows in table.groupby("uses", sort=False)]
+    counts = [rows["method"].nunique() for _, rows in groups]
+    figure, panels = new_figure(9.5, 0.27 * sum(counts) + 0.45 * len(groups) + 1.0, rows=len(groups))
+    panels = np.atleast_1d(panels)
+    panels[0].get_gridspec().set_height_ratios([count + 0.6 for count in counts])
+    low, high = 100 * table["share"].min(), max(100, 100 * table["share"].max())
+    for axes, (uses, rows), colour in zip(panels, groups, method_colours(map(str, range(9))).values(), strict=False):
+        _shares(axes, rows, colour)
+        axes.set_title(uses[0].upper() + uses[1:], loc="left", fontsize=10)
+        axes.set_xlim(low - 3, high + 3)
+        axes.axvline(100, color="0.6", lw=1, ls="--", zorder=0)
+        axes.tick_params(labelbottom=axes is panels[-1])
+    percent_axis(panels[-1], "x", f"share of the gap between zero-shot and experts (%); {seed_count(table)}")
+    for steps in (100, 1000, 10000):
+        panels[0].plot([], [], "o", color="0.5", ms=_size(steps), label=f"{steps:,} gradients")
+    panels[0].plot([], [], "o", color="0.5", mfc="white", ms=_size(0), label="keeps something per task")
+    panels[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _shares(axes: Axes, rows: Table, colour: tuple[float, float, float]) -> None:
+    """A line per method, the best on top."""
+    order = rows.groupby("method")["share"].mean().sort_values().index
+    for height, method in enumerate(order):
+        own = rows[rows["method"] == method]
+        kept, share = own["keeps"].iloc[0] not in ("", None), 100 * own["share"]
+        style = {"color": colour, "mfc": "white" if kept else colour, "ms": _size(own["gradients"].iloc[0])}
+        axes.errorbar(share.mean(), height, xerr=spread(share), fmt="o", capsize=3, **style)
+    axes.set_yticks(range(len(order)), order, fontsize=8)
+    axes.set_ylim(-0.7, len(order) - 0.3)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+
+
+def _size(gradients: int) -> float:
+    """The diameter of a mark, in points."""
+    return 5 + 2 * np.log10(1 + gradients / 10)

@@ -43,6 +43,12 @@ COLOURS = {
     "Concrete AdaMerging (layer-wise)": GREEN,
     "AdaMerging (layer-wise), IM": BROWN,
     "Concrete AdaMerging (layer-wise), IM": GREEN,
+    "AdaMerging (layer-wise), experts": BROWN,
+    "Concrete AdaMerging (layer-wise), experts": GREEN,
+    "AdaMerging (layer-wise) on TSV-M, experts": BROWN,
+    "Concrete AdaMerging (layer-wise) on TSV-M, experts": GREEN,
+    "AdaMerging (layer-wise) on FeatCal, experts": BROWN,
+    "Concrete AdaMerging (layer-wise) on FeatCal, experts": GREEN,
     "Experts": GREY,
 }
 ORDER = tuple(COLOURS)
