@@ -147,7 +147,12 @@ class PredictionObjective(ABC, Generic[Inputs]):
 
     def rows_together(self) -> int:
         """How many rows go through the model at a time, at most."""
-        return self.tasks_together() * max(min(self.batch, count) for count in self.counts)
+        return max(sum(map(len, group.values())) for group in self.groups(self.rows(0)))
+
+    def groups(self, rows: Mapping[int, Tensor]) -> list[dict[int, Tensor]]:
+        """Some rows of some tasks, divided into those that go through the model together."""
+        given, at_once = list(rows.items()), self.tasks_together()
+        return [dict(given[first : first + at_once]) for first in range(0, len(given), at_once)]
 
     def __call__(self, step: int) -> BatchObjective:
         """The objective on the batch of a step."""
@@ -223,9 +228,8 @@ class BatchObjective:
     """
 
     def __init__(self, whole: PredictionObjective, rows: Mapping[int, Tensor]) -> None:
-        given, at_once = list(rows.items()), whole.tasks_together()
         self.whole, self.before, self.seen = whole, list(whole.running), False
-        self.groups = [dict(given[first : first + at_once]) for first in range(0, len(given), at_once)]
+        self.groups = whole.groups(rows)
         self.inputs = [whole.inputs(group) for group in self.groups]
         self.experts = [whole.expert_logits(group) for group in self.groups]
 

@@ -13,6 +13,8 @@ from lib.language.tokens import IGNORED, PADDING, model_inputs
 from lib.runtime.device import Runtime
 from lib.vectors.flat_model import FlatModel
 
+PADDED = 0.5
+
 
 class TokenObjective(PredictionObjective[dict[str, Tensor]]):
     """Entropy of the first decoded token (paper, section 4.1), by default; see `PredictionObjective`.
@@ -21,7 +23,7 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
     expert's own answer, which the decoder is given as it goes on (teacher forcing): so the queries of the decoder, of
     which the first token tells nothing, have a gradient. A task's logits then have a row per token.
 
-    On a CPU, where padding costs time, each task's prompts go through the model by themselves.
+    On a CPU, where both padding and every call cost time, tasks with prompts of like lengths go through it together.
 
     Args:
         model: a T5 bound to flat vectors.
@@ -49,10 +51,22 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
         for number, rows in enumerate(prompts):
             if rows.dtype != torch.int32 or rows.dim() != 2 or len(rows) == 0:
                 raise ValueError(f"prompts of task {number} are {rows.dtype} {list(rows.shape)}, expected int32 [N, L]")
-        if runtime.device == "cpu":
-            options["rows_at_once"] = options.get("rows_at_once") or 1
-        super().__init__(model, runtime, [len(rows) for rows in prompts], classes, **options)
         self.prompts, self.answers = list(prompts), None if answers is None else list(answers)
+        super().__init__(model, runtime, [len(rows) for rows in prompts], classes, **options)
+
+    def groups(self, rows: Mapping[int, Tensor]) -> list[dict[int, Tensor]]:
+        """By length on a CPU, so that no prompt is padded by more than `PADDED` of its own; else as they come."""
+        if self.rows_at_once or self.runtime.device != "cpu":
+            return super().groups(rows)
+        lengths = {task: self.prompts[task].shape[1] for task in rows}
+        found: list[dict[int, Tensor]] = []
+        for task in sorted(rows, key=lengths.get, reverse=True):
+            longest = lengths[next(iter(found[-1]))] if found else 0
+            if longest and longest <= (1 + PADDED) * lengths[task]:
+                found[-1][task] = rows[task]
+            else:
+                found.append({task: rows[task]})
+        return found
 
     def inputs(self, rows: Mapping[int, Tensor]) -> dict[str, Tensor]:
         """Token numbers and mask of the rows of all tasks; with `answers` those of the decoder, too."""

@@ -60,6 +60,19 @@ def test_loss_and_gradient_are_those_of_the_definition(name, rows_at_once):
     torch.testing.assert_close(gradient, model.gradient, atol=1e-6, rtol=1e-3)
 
 
+def test_tasks_of_like_lengths_go_through_the_model_together():
+    """On a CPU: few calls, and no prompt is padded by more than half its length."""
+    lengths = (18, 34, 35, 46, 22, 120)
+    model, rows = flat(), prompts([20] * len(lengths), lengths)
+    batches = TokenObjective(model, rows, [2] * len(lengths), Runtime(), batch=8, seed=0)
+    groups = [sorted(lengths[task] for task in group) for group in batches.groups(batches.rows(0))]
+    assert groups == [[120], [34, 35, 46], [18, 22]]
+    assert batches.rows_together() == 24
+    assert [len(inputs["input_ids"]) for inputs in batches(0).inputs] == [8, 24, 16]
+    one_each = TokenObjective(model, rows, [2] * len(lengths), Runtime(), batch=8, seed=0, rows_at_once=8)
+    assert len(one_each.groups(one_each.rows(0))) == len(lengths)
+
+
 def other_point(model):
     torch.manual_seed(1)
     return model.initial() + 0.3 * torch.randn(model.layout.length) * model.layout.inside()
