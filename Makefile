@@ -35,8 +35,12 @@ unexport PYTHONDONTWRITEBYTECODE
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1
 
-# Notebook 15 needs images and weights that nothing here ships; tests/vision/test_real_images.py runs it on a small mirror.
-NO_DATA = --ignore notebooks/15_real_images.ipynb
+# The tests of notebooks, the longest first, so that none of them is left for one core at the end. Notebook 15 needs images
+# and weights that nothing here ships; tests/vision/test_real_images.py runs it on a small mirror.
+LONG = 22_language_concrete 07_concrete_adamerging 14_architectures 21_language_fusion 03_fusion_baselines \
+  09_concrete_on_any_base 20_language_fine_tuning 12_ablation_protocol 13_generalisation 08_when_adaptation_fails
+LONG_FIRST = $(LONG:%=notebooks/%.ipynb) \
+  $(filter-out $(LONG:%=notebooks/%.ipynb) notebooks/15_real_images.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup study language real reproduce test scale test-peers benchmark figures lab publish pretrain lint format lock clean distclean
@@ -68,7 +72,7 @@ reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopp
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile
-	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile --nbval-lax --nbval-current-env notebooks/ $(NO_DATA)
+	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile --no-loadscope-reorder --nbval-lax --nbval-current-env $(LONG_FIRST)
 
 test-peers: $(PEERS) ## Compare the fusion methods with FusionBench, PEFT and mergekit (installs them first)
 	@$(PY) -m pytest tests/peers
