@@ -56,11 +56,7 @@ def gradients(method: str, budget: Profile) -> int:
 
 
 def which_method(
-    results: pd.DataFrame,
-    per_task: pd.DataFrame,
-    any_base: pd.DataFrame,
-    adapted: pd.DataFrame,
-    budget: Profile,
+    results: pd.DataFrame, per_task: pd.DataFrame, any_base: pd.DataFrame, adapted: pd.DataFrame, budget: Profile
 ) -> pd.DataFrame:
     """Every method of the study by what it may use, with the share of the way from zero-shot to the experts.
 
@@ -74,13 +70,10 @@ def which_method(
     Returns:
         Rows (uses, method, keeps, gradients, seed, accuracy, share), accuracy a mean over tasks; share from 0 to 1.
     """
-    held_out = results[results["split"] == "test"]
+    held_out, alone = (table[table["split"] == "test"] for table in (results, per_task))
     named = held_out[~held_out["method"].isin(("Zero-shot", "Experts"))]
-    named = named.assign(
-        uses=named["method"].map(needed), gradients=[gradients(method, budget) for method in named["method"]], keeps=""
-    )
-    alone = per_task[per_task["split"] == "test"]
-    alone = alone.assign(uses=alone["method"].map(needed), gradients=0)
+    named, alone = (table.assign(uses=table["method"].map(needed), gradients=0) for table in (named, alone))
+    named = named.assign(gradients=[gradients(method, budget) for method in named["method"]], keeps="")
     taught = any_base[(any_base["objective"] == "expert-kl") & any_base["arm"].isin(ARMS)]
     where = taught["base"].map(lambda base: "" if base == "Task Arithmetic" else f" on {base}")
     taught = taught.assign(method=taught["arm"].map(ARMS) + where + TAUGHT, uses=TEACHERS, keeps="")
