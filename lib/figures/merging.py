@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.figures.curves import colours_of
 from lib.figures.plotting import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
     ORDER,
+    PINK,
     heat_map,
     method_colours,
     method_rows,
@@ -132,13 +138,16 @@ def which_method(table: Table) -> Figure:
     panels = np.atleast_1d(panels)
     panels[0].get_gridspec().set_height_ratios([count + 0.6 for count in counts])
     low, high = 100 * table["share"].min(), max(100, 100 * table["share"].max())
-    for axes, (uses, rows), colour in zip(panels, groups, method_colours(map(str, range(9))).values(), strict=False):
-        _shares(axes, rows, colour)
+    palette = sns.color_palette("colorblind", 10)
+    for axes, (uses, rows), colour in zip(panels, groups, (GREY, PINK, ORANGE, BLUE, GREEN), strict=False):
+        _shares(axes, rows, palette[colour])
         axes.set_title(uses[0].upper() + uses[1:], loc="left", fontsize=10)
         axes.set_xlim(low - 3, high + 3)
         axes.axvline(100, color="0.6", lw=1, ls="--", zorder=0)
+        percent_axis(axes, "x", "")
+        axes.set_xticks(range(0, 101, 20))
         axes.tick_params(labelbottom=axes is panels[-1])
-    percent_axis(panels[-1], "x", f"share of the gap between zero-shot and experts (%); {seed_count(table)}")
+    panels[-1].set_xlabel(f"share of the gap between zero-shot and experts (%); {seed_count(table)}")
     for steps in (100, 1000, 10000):
         panels[0].plot([], [], "o", color="0.5", ms=_size(steps), label=f"{steps:,} gradients")
     panels[0].plot([], [], "o", color="0.5", mfc="white", ms=_size(0), label="keeps something per task")
@@ -151,7 +160,7 @@ def _shares(axes: Axes, rows: Table, colour: tuple[float, float, float]) -> None
     order = rows.groupby("method")["share"].mean().sort_values().index
     for height, method in enumerate(order):
         own = rows[rows["method"] == method]
-        kept, share = own["keeps"].iloc[0] not in ("", None), 100 * own["share"]
+        kept, share = own["keeps"].iloc[0] != "nothing", 100 * own["share"]
         style = {"color": colour, "mfc": "white" if kept else colour, "ms": _size(own["gradients"].iloc[0])}
         axes.errorbar(share.mean(), height, xerr=spread(share), fmt="o", capsize=3, **style)
     axes.set_yticks(range(len(order)), order, fontsize=8)

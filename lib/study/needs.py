@@ -16,6 +16,7 @@ GRADIENTS = "unlabelled inputs, gradients"
 TEACHERS = "unlabelled inputs, gradients, the experts' predictions"
 NEEDS = (NOTHING, LABELS, INPUTS, GRADIENTS, TEACHERS)
 TUNED, TAUGHT = " (tuned)", ", experts"  # how the tables name what was chosen with labels, and what experts taught
+ALONE = "nothing"  # what is kept of a task beside one merged model, where that is so
 
 ARMS = {  # of notebook 09, that are methods and no controls
     "coefficients": "AdaMerging (layer-wise)",
@@ -73,11 +74,12 @@ def which_method(
     held_out, alone = (table[table["split"] == "test"] for table in (results, per_task))
     named = held_out[~held_out["method"].isin(("Zero-shot", "Experts"))]
     named, alone = (table.assign(uses=table["method"].map(needed), gradients=0) for table in (named, alone))
-    named = named.assign(gradients=[gradients(method, budget) for method in named["method"]], keeps="")
+    named = named.assign(gradients=[gradients(method, budget) for method in named["method"]], keeps=ALONE)
     taught = any_base[(any_base["objective"] == "expert-kl") & any_base["arm"].isin(ARMS)]
     where = taught["base"].map(lambda base: "" if base == "Task Arithmetic" else f" on {base}")
-    taught = taught.assign(method=taught["arm"].map(ARMS) + where + TAUGHT, uses=TEACHERS, keeps="")
-    learned = adapted[adapted["keeps"] != "nothing"].assign(uses=TEACHERS)
+    taught = taught.assign(method=taught["arm"].map(ARMS) + where + TAUGHT, uses=TEACHERS, keeps=ALONE)
+    learned = adapted[adapted["keeps"] != ALONE].assign(uses=TEACHERS)
+    learned = learned.assign(method=learned["method"].replace(r"^coefficients\b", ARMS["coefficients"], regex=True))
     columns = ["uses", "method", "keeps", "gradients", "seed"]
     rows = pd.concat([named, alone, taught, learned]).groupby(columns, sort=False)["accuracy"].mean().reset_index()
     ends = held_out.groupby(["method", "seed"])["accuracy"].mean()
