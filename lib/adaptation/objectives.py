@@ -147,12 +147,13 @@ class PredictionObjective(ABC, Generic[Inputs]):
 
     def rows_together(self) -> int:
         """How many rows go through the model at a time, at most."""
-        return max(sum(map(len, group.values())) for group in self.groups(self.rows(0)))
+        groups = self.groups(range(len(self.counts)))
+        return max(sum(min(self.batch, self.counts[task]) for task in group) for group in groups)
 
-    def groups(self, rows: Mapping[int, Tensor]) -> list[dict[int, Tensor]]:
-        """Some rows of some tasks, divided into those that go through the model together."""
-        given, at_once = list(rows.items()), self.tasks_together()
-        return [dict(given[first : first + at_once]) for first in range(0, len(given), at_once)]
+    def groups(self, tasks: Sequence[int]) -> list[list[int]]:
+        """Tasks divided into those whose rows go through the model together."""
+        at_once = self.tasks_together()
+        return [list(tasks[first : first + at_once]) for first in range(0, len(tasks), at_once)]
 
     def __call__(self, step: int) -> BatchObjective:
         """The objective on the batch of a step."""
@@ -229,7 +230,7 @@ class BatchObjective:
 
     def __init__(self, whole: PredictionObjective, rows: Mapping[int, Tensor]) -> None:
         self.whole, self.before, self.seen = whole, list(whole.running), False
-        self.groups = whole.groups(rows)
+        self.groups = [{task: rows[task] for task in group} for group in whole.groups(list(rows))]
         self.inputs = [whole.inputs(group) for group in self.groups]
         self.experts = [whole.expert_logits(group) for group in self.groups]
 

@@ -14,9 +14,9 @@ from lib.figures.plotting import (
     GREEN,
     GREY,
     ORANGE,
-    ORDER,
     PINK,
     heat_map,
+    in_order,
     method_colours,
     method_rows,
     new_figure,
@@ -112,7 +112,7 @@ def results(table: Table) -> Figure:
     one_lineage(table)
     held_out = table[table["split"] == "test"]
     wide = 100 * held_out.pivot_table(index=["seed", "task"], columns="method", values="accuracy", sort=False)
-    present = [method for method in ORDER if method in wide]
+    present = in_order(method for method in wide if not method.endswith(" (tuned)"))
     figure, axes = new_figure(8, 0.42 * len(present) + 1.3)
     colours = method_colours(present)
     method_rows(axes, wide[present], colours)

@@ -43,12 +43,6 @@ COLOURS = {
     "Concrete AdaMerging (layer-wise)": GREEN,
     "AdaMerging (layer-wise), IM": BROWN,
     "Concrete AdaMerging (layer-wise), IM": GREEN,
-    "AdaMerging (layer-wise), experts": BROWN,
-    "Concrete AdaMerging (layer-wise), experts": GREEN,
-    "AdaMerging (layer-wise) on TSV-M, experts": BROWN,
-    "Concrete AdaMerging (layer-wise) on TSV-M, experts": GREEN,
-    "AdaMerging (layer-wise) on FeatCal, experts": BROWN,
-    "Concrete AdaMerging (layer-wise) on FeatCal, experts": GREEN,
     "Experts": GREY,
 }
 ORDER = tuple(COLOURS)
@@ -107,15 +101,27 @@ def clean(name: str) -> str:
 
 
 def method_colours(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
-    """The same colour for a method in every figure; unknown names get what is left."""
+    """The same colour for a method in every figure, and for what it is a variant of; other names get what is left."""
     palette = sns.color_palette("colorblind", 10)
     free = iter((8, 9, 0, 1, 2, 3, 4, 5, 6, 7) * 9)
-    return {method: palette[COLOURS[method] if method in COLOURS else next(free)] for method in methods}
+    names = {method: method if method in COLOURS else plain(method) for method in methods}
+    return {method: palette[COLOURS[name] if name in COLOURS else next(free)] for method, name in names.items()}
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """Methods in the order of the study's tables; unknown ones come last."""
-    return sorted(methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
+    """Methods in the order of the tables; unnamed variants of them come before the experts, unknown ones last."""
+
+    def place(method: str) -> float:
+        if method in COLOURS:
+            return ORDER.index(method)
+        return len(ORDER) - 1.5 if plain(method) in COLOURS else len(ORDER)
+
+    return sorted(methods, key=place)
+
+
+def plain(method: str) -> str:
+    """What a name such as "AdaMerging (layer-wise) on TSV-M, experts" is a variant of."""
+    return method.partition(",")[0].partition(" on ")[0]
 
 
 def spread(values: pd.Series) -> float | None:

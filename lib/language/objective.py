@@ -54,18 +54,16 @@ class TokenObjective(PredictionObjective[dict[str, Tensor]]):
         self.prompts, self.answers = list(prompts), None if answers is None else list(answers)
         super().__init__(model, runtime, [len(rows) for rows in prompts], classes, **options)
 
-    def groups(self, rows: Mapping[int, Tensor]) -> list[dict[int, Tensor]]:
+    def groups(self, tasks: Sequence[int]) -> list[list[int]]:
         """By length on a CPU, so that no prompt is padded by more than `PADDED` of its own; else as they come."""
         if self.rows_at_once or self.runtime.device != "cpu":
-            return super().groups(rows)
-        lengths = {task: self.prompts[task].shape[1] for task in rows}
-        found: list[dict[int, Tensor]] = []
-        for task in sorted(rows, key=lengths.get, reverse=True):
-            longest = lengths[next(iter(found[-1]))] if found else 0
-            if longest and longest <= (1 + PADDED) * lengths[task]:
-                found[-1][task] = rows[task]
+            return super().groups(tasks)
+        lengths, found = [rows.shape[1] for rows in self.prompts], []
+        for task in sorted(tasks, key=lengths.__getitem__, reverse=True):
+            if found and lengths[found[-1][0]] <= (1 + PADDED) * lengths[task]:
+                found[-1].append(task)
             else:
-                found.append({task: rows[task]})
+                found.append([task])
         return found
 
     def inputs(self, rows: Mapping[int, Tensor]) -> dict[str, Tensor]:

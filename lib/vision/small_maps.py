@@ -1,8 +1,8 @@
-"""Depthwise convolutions on maps of a few pixels, as matrix products: the same numbers at a tenth of the time.
+"""Depthwise convolutions on maps of a few pixels, as matrix products: the same numbers in less time.
 
 A backbone made for 224 pixels has maps of 4 x 4, 2 x 2 and 1 x 1 pixels when it sees 32, and slides kernels of up to
 9 x 9 over them. On a CPU the gradient of such a kernel goes through all its positions, most of which lie in the
-padding: half of a training step of the tiny CLIP. Written out, the convolution is one small matrix per channel.
+padding: nearly half of a training step of the tiny CLIP. Written out, the convolution is one small matrix per channel.
 """
 
 from __future__ import annotations

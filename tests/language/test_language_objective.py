@@ -65,12 +65,12 @@ def test_tasks_of_like_lengths_go_through_the_model_together():
     lengths = (18, 34, 35, 46, 22, 120)
     model, rows = flat(), prompts([20] * len(lengths), lengths)
     batches = TokenObjective(model, rows, [2] * len(lengths), Runtime(), batch=8, seed=0)
-    groups = [sorted(lengths[task] for task in group) for group in batches.groups(batches.rows(0))]
+    groups = [sorted(lengths[task] for task in group) for group in batches.groups(range(len(lengths)))]
     assert groups == [[120], [34, 35, 46], [18, 22]]
     assert batches.rows_together() == 24
     assert [len(inputs["input_ids"]) for inputs in batches(0).inputs] == [8, 24, 16]
     one_each = TokenObjective(model, rows, [2] * len(lengths), Runtime(), batch=8, seed=0, rows_at_once=8)
-    assert len(one_each.groups(one_each.rows(0))) == len(lengths)
+    assert len(one_each.groups(range(len(lengths)))) == len(lengths)
 
 
 def other_point(model):
