@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from lib import figures
-from lib.study.evaluation import gather, main_table, paired_difference
+from lib.study.evaluation import gather, main_table
 from lib.study.profiles import LanguageProfile, RealProfile, VisionProfile, family_of
+from lib.study.statistics import compare_methods
 from lib.study.study import ROOT, open_study
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -131,9 +132,8 @@ def test_results_put_the_seeds_together():
     assert table.loc["Experts", ["a", "b", "mean"]].tolist() == [90.0, 80.0, 85.0]
     assert table.loc["Task Arithmetic", "b"] == 65.0
     assert table.loc["Task Arithmetic", "std"] == pytest.approx(np.std([55, 60], ddof=1), abs=0.01)
-    difference = paired_difference(results, [("AdaMerging (layer-wise)", "Task Arithmetic")])
-    assert difference["mean difference"].iloc[0] == 17.5
-    assert difference["seeds"].iloc[0] == 2
+    (difference,) = compare_methods(results, [("AdaMerging (layer-wise)", "Task Arithmetic")]).itertuples()
+    assert (difference.difference, difference.tasks, difference.seeds) == (17.5, 2, 2)
 
 
 def test_a_committed_table_is_of_its_own_seed_alone():

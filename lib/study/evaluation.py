@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
@@ -87,25 +87,6 @@ def mean_by_seed(results: pd.DataFrame) -> pd.DataFrame:
     one_lineage(results)
     held_out = results[results["split"] == "test"]
     return 100 * held_out.groupby(["method", "seed"], sort=False)["accuracy"].mean().unstack("seed").sort_index(axis=1)
-
-
-def paired_difference(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Difference of two methods' mean held-out accuracy within each seed, in points: mean, std, number of seeds.
-
-    Raises:
-        ValueError: naming a method that has no scores.
-    """
-    by_seed, rows = mean_by_seed(results), {}
-    for better, base in pairs:
-        if missing := [method for method in (better, base) if method not in by_seed.index]:
-            raise ValueError(f"no scores of method '{missing[0]}'; there are those of {', '.join(by_seed.index)}")
-        difference = (by_seed.loc[better] - by_seed.loc[base]).dropna()
-        rows[f"{better} - {base}"] = {
-            "mean difference": difference.mean(),
-            "std over seeds": difference.std(),
-            "seeds": len(difference),
-        }
-    return pd.DataFrame(rows).T.round(2).astype({"seeds": int})
 
 
 def compare_with_full(

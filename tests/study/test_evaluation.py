@@ -9,7 +9,6 @@ from lib.study.evaluation import (
     compare_with_full,
     gather,
     main_table,
-    paired_difference,
     with_spread,
 )
 from lib.study.tables import load_seeds, seed_folders
@@ -74,17 +73,6 @@ def test_spread_and_share_of_the_experts():
     assert with_spread(FULL[FULL["seed"] == 0]).loc["Task Arithmetic", "mean"] == "60.0"
     assert list(printed.index) == list(FULL["method"].unique())
     assert main_table(FULL).loc["Task Arithmetic", ["mean", "std"]].tolist() == [62.0, 2.0]
-
-
-def test_differences_are_taken_within_seeds():
-    # A gain of one point in every seed has no spread, however far apart the seeds are.
-    shifted = scores({"one": (0.3, 0.5, 0.8), "two": (0.31, 0.51, 0.81)})
-    assert paired_difference(shifted, [("two", "one")]).iloc[0].tolist() == [1.0, 0.0, 3]
-    first, second = list(FULL["method"].unique())[:2]
-    assert paired_difference(FULL, [(second, first)]).loc[f"{second} - {first}", "seeds"] == 3
-    assert pd.isna(paired_difference(FULL[FULL["seed"] == 0], [(second, first)])["std over seeds"]).all()
-    with pytest.raises(ValueError, match="no scores of method 'TSV-M'; there are those of Zero-shot, Task Arithmetic"):
-        paired_difference(FULL, [("TSV-M", "Zero-shot")])
 
 
 def test_a_live_run_is_held_against_the_same_seed_or_the_mean():

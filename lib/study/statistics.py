@@ -1,0 +1,128 @@
+"""How two methods are compared: one protocol for every notebook (docs/statistics.md).
+
+A claim about a method generalises over **tasks**; seeds draw experts and adaptation anew; test images are a sample
+inside their task, so their sampling error is part of what differs from task to task. With d_ts the difference in task t
+and seed s, tasks and seeds are crossed random effects, d_ts = mu + a_t + b_s + e_ts.
+
+- Interval: tasks and seeds are drawn with replacement, independently (the pigeonhole bootstrap, Owen 2007,
+  https://arxiv.org/abs/0712.1111); its percentiles are stretched as a t-interval's are, since few tasks and seeds make
+  them too narrow (Hesterberg 2015, https://arxiv.org/abs/1411.5279, section 3.5).
+- p: a t-test of mu = 0 with the same variance, (MS_tasks + MS_seeds) / (T S), and Satterthwaite's degrees of freedom.
+  It counts e_ts twice and so errs on the side of no verdict. Where seeds matter most, two or three of them make these
+  degrees of freedom too many, so p is never below that of the seeds' means alone. Holm's correction covers all
+  comparisons of one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lib.files.lineages import one_lineage
+from lib.runtime.rng import seed_of
+
+LEVEL = 0.05  # of false verdicts, over all comparisons of one call together
+DRAWS = 2000
+HIGHER, LOWER, NOT_SHOWN, NOT_TESTED = "higher", "lower", "no difference shown", "not tested (one seed)"
+
+
+def compare_methods(
+    scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, by: str = "method", split: str = "test"
+) -> pd.DataFrame:
+    """Compare pairs of methods on the same tasks and seeds.
+
+    Args:
+        scores: rows (`by`, task, seed, accuracy), and split where there are several.
+        pairs: a method and what it is compared with.
+        by: the column that names methods.
+        split: the rows that count, where there is a column `split`.
+
+    Returns:
+        A row per pair, in points (percent): method, against, `difference`, the 95 % interval from `low` to `high`, in
+        how many tasks the mean over seeds is `up` and `down`, `p` by Holm, `verdict`, tasks and seeds. One seed or one
+        task has neither interval nor p.
+
+    Raises:
+        ValueError: naming a method without scores, or a pair that shares no seed in which all its tasks were scored.
+    """
+    one_lineage(scores)
+    held_out = scores[scores["split"] == split] if "split" in scores else scores
+    by_seed = 100 * held_out.groupby([by, "seed", "task"], sort=False)["accuracy"].mean()
+    known = list(dict.fromkeys(by_seed.index.get_level_values(0)))
+    rows = []
+    for method, against in pairs:
+        if missing := [name for name in (method, against) if name not in known]:
+            raise ValueError(f"no scores of method '{missing[0]}'; there are those of {', '.join(known)}")
+        gaps = (by_seed[method] - by_seed[against]).unstack("task").dropna(how="all").dropna(axis=1)
+        if gaps.empty:
+            raise ValueError(f"'{method}' and '{against}' share no seed with the same tasks: run both on one")
+        means = gaps.mean()
+        rows.append(
+            {"method": method, "against": against, **difference_of(gaps.to_numpy().T)}
+            | {"up": int((means > 0).sum()), "down": int((means < 0).sum())}
+        )
+    table = pd.DataFrame(rows)
+    table["p"] = holm(table["p"].to_numpy())
+    table["verdict"] = [verdict(*row) for row in table[["difference", "p"]].to_numpy()]
+    numbers = ["difference", "low", "high"]
+    columns = ["method", "against", *numbers, "up", "down", "p", "verdict", "tasks", "seeds"]
+    return table.round(dict.fromkeys(numbers, 2) | {"p": 4})[columns]
+
+
+def difference_of(gaps: np.ndarray) -> dict[str, float | int]:
+    """Mean difference with its 95 % interval and the p of one comparison alone.
+
+    Args:
+        gaps: differences [T, S], a row per task, a column per seed.
+
+    Returns:
+        difference, low, high, p, tasks, seeds; the middle three NaN for one task or one seed.
+    """
+    tasks, seeds = gaps.shape
+    mean = float(gaps.mean())
+    told = {"difference": mean, "low": np.nan, "high": np.nan, "p": np.nan, "tasks": tasks, "seeds": seeds}
+    if min(tasks, seeds) < 2:
+        return told
+    parts = np.array([gaps.mean(1).var(ddof=1) / tasks, gaps.mean(0).var(ddof=1) / seeds])
+    variance = parts.sum()
+    if variance == 0:  # the same difference everywhere: nothing varies
+        return told | {"low": mean, "high": mean, "p": float(mean == 0)}
+    freedom = variance**2 / (parts**2 / (tasks - 1, seeds - 1)).sum()
+    some_tasks, some_seeds = _resampled(tasks, seeds)
+    means = ((some_tasks @ gaps) * some_seeds).sum(1)
+    stretch = stats.t.isf(LEVEL / 2, freedom) / stats.norm.isf(LEVEL / 2)
+    low, high = mean + stretch * (np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2)) - mean)
+    p = 2 * stats.t.sf(abs(mean) / variance**0.5, freedom)
+    if parts[1] > 0:
+        p = max(p, 2 * stats.t.sf(abs(mean) / parts[1] ** 0.5, seeds - 1))
+    return told | {"low": float(low), "high": float(high), "p": float(p)}
+
+
+@cache
+def _resampled(tasks: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """The share of every task [draws, T] and of every seed [draws, S] in samples drawn with replacement."""
+    generator = np.random.default_rng(seed_of("bootstrap", tasks, seeds))
+    some = [generator.multinomial(count, np.full(count, 1 / count), DRAWS) / count for count in (tasks, seeds)]
+    return some[0], some[1]
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) step-down correction of p-values [n]; NaN stays NaN and is not counted."""
+    corrected = np.full(len(p), np.nan)
+    order = [place for place in np.argsort(p) if not np.isnan(p[place])]
+    steps = [(len(order) - rank) * p[place] for rank, place in enumerate(order)]
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1) if steps else []
+    return corrected
+
+
+def verdict(difference: float, p: float) -> str:
+    """What a comparison shows: "higher", "lower", "no difference shown", or "not tested (one seed)"."""
+    if np.isnan(p):
+        return NOT_TESTED
+    if p >= LEVEL:
+        return NOT_SHOWN
+    return HIGHER if difference > 0 else LOWER
