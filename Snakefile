@@ -111,6 +111,8 @@ except ValueError as error:
 LABEL = label_of(profile, TEXTS.get("data_root", ""))
 # A profile runs the notebooks of its family.
 NOTEBOOKS = {name: row for name, row in NOTEBOOKS.items() if family_of(name) == profile.family}
+if len(NOTEBOOKS) * len(SEEDS) == 1:  # as for real images: nothing could run beside it
+    AT_ONCE = 1
 RUNS = f"runs/{LABEL}"  # ignored by git, like everything that a run leaves; only `make publish` writes what is committed
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.figures.failures import gains, look, zero_and_labels
+from lib.figures.failures import GAIN, gains, look, zero_and_labels
 from lib.figures.merging import results
 from lib.figures.plotting import new_figure, seed_count
 
@@ -19,7 +19,7 @@ def real_images(table: Table) -> Figure:
 
 
 def weak_experts(table: Table) -> Figure:
-    """What adaptation gains against the accuracy it starts from, over checkpoints of the experts' training.
+    """What adaptation gains over its start, over checkpoints of the experts' training: in the mean, and task by task.
 
     Args:
         table: columns after (steps of fine-tuning), objective, task, classes, seed, accuracy, start_accuracy,
@@ -33,17 +33,17 @@ def weak_experts(table: Table) -> Figure:
 
 
 def _over_checkpoints(axes: Axes, table: Table) -> None:
-    """A line per objective through the checkpoints, each named by its steps and how good its experts are."""
-    points = gains(table, "objective", "after")
-    for objective, rows in points.groupby("objective", sort=False):
-        axes.errorbar(rows["start"], rows["gain"], rows["std"], lw=1, **look(objective))
-    experts = 100 * table.groupby("after")["expert_accuracy"].mean()
-    for after, rows in points.groupby("after"):
-        place = rows["start"].mean(), (rows["gain"] + rows["std"]).max()
-        text = f"{after:g} steps\nexperts {experts[after]:.0f} %"
-        axes.annotate(text, place, (0, 7), textcoords="offset points", ha="center", fontsize=8, color="0.3")
-    axes.margins(x=0.14, y=0.25)
-    zero_and_labels(axes, "accuracy of Task Arithmetic, the start (%)", "Mean over tasks")
+    """A line per objective through the checkpoints, each named by its steps and how good experts and start are."""
+    for objective, rows in gains(table, "objective", "after").groupby("objective", sort=False):
+        axes.errorbar(rows["after"], rows["gain"], rows["std"], lw=1, **look(objective))
+    means = 100 * table.groupby("after")[["expert_accuracy", "start_accuracy"]].mean()
+    labels = [f"{after:g}\n{row.expert_accuracy:.0f}\n{row.start_accuracy:.0f}" for after, row in means.iterrows()]
+    axes.set(xscale="log", ylabel=GAIN, title="Mean over tasks")
+    axes.set_xticks(means.index, labels)
+    axes.minorticks_off()
+    axes.set_xlabel("steps of fine-tuning; below: accuracy of the experts\nand of Task Arithmetic, the start (%)")
+    axes.axhline(0, color="0.6", lw=1, zorder=0)
+    axes.margins(x=0.12)
     axes.legend(frameon=False, fontsize=8, loc="best")
 
 

@@ -6,7 +6,7 @@ and seed s, tasks and seeds are crossed random effects, d_ts = mu + a_t + b_s + 
 
 - Interval: tasks and seeds are drawn with replacement, independently (the pigeonhole bootstrap, Owen 2007,
   https://arxiv.org/abs/0712.1111); its percentiles are stretched as a t-interval's are, since few tasks and seeds make
-  them too narrow (Hesterberg 2015, https://arxiv.org/abs/1411.5279, section 3.5).
+  them too narrow (Hesterberg 2015, https://arxiv.org/abs/1411.5279).
 - p: a t-test of mu = 0 with the same variance, (MS_tasks + MS_seeds) / (T S), and Satterthwaite's degrees of freedom.
   It counts e_ts twice and so errs on the side of no verdict. Where seeds matter most, two or three of them make these
   degrees of freedom too many, so p is never below that of the seeds' means alone. Holm's correction covers all
@@ -26,20 +26,17 @@ from lib.files.lineages import one_lineage
 from lib.runtime.rng import seed_of
 
 LEVEL = 0.05  # of false verdicts, over all comparisons of one call together
-DRAWS = 2000
-HIGHER, LOWER, NOT_SHOWN, NOT_TESTED = "higher", "lower", "no difference shown", "not tested (one seed)"
+DRAWS = 20_000  # so that the ends of an interval are certain to about a tenth of a point
+HIGHER, LOWER, NOT_SHOWN = "higher", "lower", "no difference shown"
+NOT_TESTED = "not tested (one seed or one task)"
 
 
-def compare_methods(
-    scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], *, by: str = "method", split: str = "test"
-) -> pd.DataFrame:
-    """Compare pairs of methods on the same tasks and seeds.
+def compare_methods(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Compare pairs of methods on the held-out scores of the same tasks and seeds.
 
     Args:
-        scores: rows (`by`, task, seed, accuracy), and split where there are several.
+        scores: rows (method, task, seed, accuracy); where there is a column `split`, those of "test" count.
         pairs: a method and what it is compared with.
-        by: the column that names methods.
-        split: the rows that count, where there is a column `split`.
 
     Returns:
         A row per pair, in points (percent): method, against, `difference`, the 95 % interval from `low` to `high`, in
@@ -50,14 +47,13 @@ def compare_methods(
         ValueError: naming a method without scores, or a pair that shares no seed in which all its tasks were scored.
     """
     one_lineage(scores)
-    held_out = scores[scores["split"] == split] if "split" in scores else scores
-    by_seed = 100 * held_out.groupby([by, "seed", "task"], sort=False)["accuracy"].mean()
-    known = list(dict.fromkeys(by_seed.index.get_level_values(0)))
-    rows = []
+    held_out = scores[scores["split"] == "test"] if "split" in scores else scores
+    wide = 100 * held_out.pivot_table(index=["method", "seed"], columns="task", values="accuracy")
+    known, rows = list(held_out["method"].unique()), []
     for method, against in pairs:
         if missing := [name for name in (method, against) if name not in known]:
             raise ValueError(f"no scores of method '{missing[0]}'; there are those of {', '.join(known)}")
-        gaps = (by_seed[method] - by_seed[against]).unstack("task").dropna(how="all").dropna(axis=1)
+        gaps = (wide.loc[method] - wide.loc[against]).dropna(how="all").dropna(axis=1)
         if gaps.empty:
             raise ValueError(f"'{method}' and '{against}' share no seed with the same tasks: run both on one")
         means = gaps.mean()
@@ -106,8 +102,7 @@ def difference_of(gaps: np.ndarray) -> dict[str, float | int]:
 def _resampled(tasks: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
     """The share of every task [draws, T] and of every seed [draws, S] in samples drawn with replacement."""
     generator = np.random.default_rng(seed_of("bootstrap", tasks, seeds))
-    some = [generator.multinomial(count, np.full(count, 1 / count), DRAWS) / count for count in (tasks, seeds)]
-    return some[0], some[1]
+    return tuple(generator.multinomial(count, np.full(count, 1 / count), DRAWS) / count for count in (tasks, seeds))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -120,7 +115,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def verdict(difference: float, p: float) -> str:
-    """What a comparison shows: "higher", "lower", "no difference shown", or "not tested (one seed)"."""
+    """What a comparison shows: "higher", "lower", "no difference shown", or "not tested (one seed or one task)"."""
     if np.isnan(p):
         return NOT_TESTED
     if p >= LEVEL:

@@ -51,7 +51,9 @@ def test_weak_experts_are_drawn_with_one_seed_and_with_several():
     for part in (table, table[table["seed"] == 0]):
         left, right = figures.weak_experts(part).axes
         assert len(left.containers) == 2 and len(right.collections) == 4 + 2
-        assert [text.get_text() for text in left.texts] == ["10 steps\nexperts 50 %", "100 steps\nexperts 50 %"]
+        starts = 100 * part.groupby("after")["start_accuracy"].mean()
+        labels = [text.get_text() for text in left.get_xticklabels()]
+        assert labels == [f"{after}\n50\n{starts[after]:.0f}" for after in (10, 100)]
 
 
 @pytest.mark.parametrize("steps", ["6", "0", "2 x", "2.5"])
