@@ -66,9 +66,9 @@ language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE
 real: $(READY) ## Run notebook 15 on real images (hours on a CPU; DATA_ROOT=folder of a mirror, else from the hub)
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),deit-tiny,$(PROFILE))
 
-# The profile "tiny" has its full budgets in "tiny-full"; every other profile's are full as they are.
+# The profiles "tiny" and "tiny-t5" have their full budgets in "tiny-full" and "tiny-t5-full"; every other is full as it is.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
-	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny,tiny-full,$(PROFILE)) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
+	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny-t5,tiny-t5-full,$(patsubst tiny,tiny-full,$(PROFILE))) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile
@@ -94,7 +94,7 @@ benchmark: $(PEERS) ## Time merging and whole adaptation steps against FusionBen
 
 # Without a PROFILE all committed sets: vision, language, real images.
 figures: $(READY) ## Redraw the committed figures from the committed tables; runs no model
-	@for profile in $(if $(filter file,$(origin PROFILE)),tiny-full tiny-t5 deit-tiny,$(PROFILE)); do \
+	@for profile in $(if $(filter file,$(origin PROFILE)),tiny-full tiny-t5-full deit-tiny,$(PROFILE)); do \
 	  $(PY) -m lib.figures --profile $$profile --seed "$(SEED)" || exit 1; done
 
 lab: $(READY) ## Open the notebooks in JupyterLab

@@ -69,7 +69,7 @@ def test_no_notebook_shows_a_path_of_the_machine_it_ran_on(notebook):
     assert not re.findall(r"/(?:work|home|root|tmp|Users)/\w+", nbformat.writes(notebook))
 
 
-@pytest.mark.parametrize("profile", ["tiny-full", "tiny-t5", "deit-tiny"])
+@pytest.mark.parametrize("profile", ["tiny-full", "tiny-t5-full", "deit-tiny"])
 def test_every_figure_is_drawn_from_the_committed_tables(tmp_path, profile):
     written = figures.draw_all(ROOT / "data" / "results" / profile, tmp_path)
     committed = sorted(path.name for path in (ROOT / "figures" / profile).glob("*.png"))

@@ -108,9 +108,9 @@ def test_the_full_run_is_the_committed_one(tmp_path, capsys):
 
 
 def test_committed_tables_stand_in_for_seeds_that_have_not_run(tmp_path, capsys):
-    study = Study(PROFILES["tiny-t5"], 1, root=tmp_path)
+    study = Study(PROFILES["tiny-t5-full"], 1, root=tmp_path)
     for seed in (0, 1, 2):
-        committed(study, "fusion", "tiny-t5", seed)
+        committed(study, "fusion", "tiny-t5-full", seed)
     assert study.load("fusion")["accuracy"].tolist() == [0.5]
     saved(study, "fusion", accuracy=0.1)
     assert study.load("fusion")["accuracy"].tolist() == [0.1]
@@ -120,7 +120,7 @@ def test_committed_tables_stand_in_for_seeds_that_have_not_run(tmp_path, capsys)
     }  # fmt: skip
     assert capsys.readouterr().out == (
         "fusion: no run of this seed has saved it yet, so this is the committed table\n"
-        "shown: profile tiny-t5, seeds 0, 1, 2 (1 of this run, the others as committed)\n"
+        "shown: profile tiny-t5-full, seeds 0, 1, 2 (1 of this run, the others as committed)\n"
     )
 
 
