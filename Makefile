@@ -43,7 +43,7 @@ LONG_FIRST = $(LONG:%=notebooks/%.ipynb) \
   $(filter-out $(LONG:%=notebooks/%.ipynb) notebooks/15_real_images.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study language real reproduce test scale test-peers benchmark figures lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study language real reproduce test scale test-peers benchmark figures report lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,9 +100,13 @@ figures: $(READY) ## Redraw the committed figures from the committed tables; run
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
+report: $(READY) ## Write the tables of README and docs/results.md from the committed ones
+	@$(PY) -m scripts.report
+
 publish: $(READY) ## Make a run's tables (PROFILE, SEEDS), outputs and figures the committed ones, ready to commit
 	@$(PY) -m scripts.publish --profile "$(PROFILE)" --seeds "$(SEEDS)"
 	@$(PY) -m lib.figures --profile "$(PROFILE)" --seed "$(firstword $(SEEDS))"
+	@$(PY) -m scripts.report
 
 pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT, tiny T5 (up to an hour)
 	@$(PY) -m worlds.training.tiny_clip
