@@ -15,7 +15,7 @@ from PIL import Image
 
 from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_count, temperature, temperature_curve
 from lib.figures.backbones import activation_variance, architectures, running_statistics
-from lib.figures.bases import any_base, rates, unlabelled_data
+from lib.figures.bases import any_base, few_coefficients, rates, unlabelled_data
 from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
 from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
 from lib.figures.experts import (
@@ -68,7 +68,8 @@ ALL_SEEDS = (
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
     similar_tasks, against_the_paper, baselines, temperature, gradient_noise, temperature_curve, task_count, mask_gain,
     step_cost, objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
-    activation_variance, real_images, weak_experts, rates, any_base, unlabelled_data, which_method,
+    activation_variance, real_images, weak_experts, rates, any_base, few_coefficients, unlabelled_data,
+    which_method,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 

@@ -22,6 +22,7 @@ ARMS = {
     "mask and coefficients": (RED, "D", True),
     "shuffled mask": (RED, "D", False),
 }
+KINDS = ("one, fixed", "one per task", "one per layer and task")  # of coefficients
 
 
 def rates(table: Table) -> Figure:
@@ -98,6 +99,33 @@ def _bases(axes: Axes, rows: Table) -> None:
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
+
+
+def few_coefficients(table: Table) -> Figure:
+    """What a mask adds to one fixed coefficient, to one per task, and to one per layer and task.
+
+    Args:
+        table: columns coefficients, mask ("mask" or "no mask"), task, seed, accuracy (0 to 1).
+    """
+    kinds = [name for name in KINDS if name in set(table["coefficients"])]
+    figure, axes = new_figure(7.5, 0.75 * len(kinds) + 1.1)
+    colours = [sns.color_palette("colorblind")[colour] for colour in (SKY, RED)]
+    for height, kind in enumerate(reversed(kinds)):
+        rows = 100 * table[table["coefficients"] == kind].groupby(["mask", "seed"])["accuracy"].mean()
+        pair = [rows[mask] for mask in ("no mask", "mask")]
+        axes.plot([by_seed.mean() for by_seed in pair], [height] * 2, color="0.7", lw=3, zorder=0)
+        for by_seed, colour, marker, label in zip(pair, colours, "oD", ("without", "with the mask"), strict=True):
+            style = {"fmt": marker, "color": colour, "ms": 8, "capsize": 3, "label": None if height else label}
+            axes.errorbar(by_seed.mean(), height, xerr=spread(by_seed), **style)
+        difference = pair[1].mean() - pair[0].mean()
+        middle = (pair[0].mean() + pair[1].mean()) / 2
+        axes.text(middle, height + 0.15, f"{difference:+.1f}".replace("-", "−"), ha="center", va="bottom", fontsize=9)
+    axes.set_yticks(range(len(kinds)), list(reversed(kinds)))
+    axes.set_ylim(-0.5, len(kinds) - 0.4)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_title("What the mask adds to few coefficients and to many", loc="left")
+    percent_axis(axes, "x", f"held-out accuracy (%), mean over tasks; {seed_count(table)}")
+    return figure
 
 
 def unlabelled_data(table: Table) -> Figure:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.figures.bases import ARMS, OBJECTIVES, any_base, rates, unlabelled_data
+from lib.figures.bases import ARMS, KINDS, OBJECTIVES, any_base, few_coefficients, rates, unlabelled_data
 
 TASKS = ("scenes", "textures")
 
@@ -25,6 +25,14 @@ def base_table(seeds):
     return pd.DataFrame(
         {"objective": name, "base": base, "arm": arm, "task": task, "seed": seed, "accuracy": rng.uniform(0.6, 0.9)}
         for seed, name, base, arm, task in itertools.product(seeds, ("entropy", "expert-kl"), ("A", "B"), ARMS, TASKS)
+    )
+
+
+def few_table(seeds):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"coefficients": kind, "mask": mask, "task": task, "seed": seed, "accuracy": rng.uniform(0.6, 0.9)}
+        for seed, kind, mask, task in itertools.product(seeds, KINDS, ("no mask", "mask"), TASKS)
     )
 
 
@@ -47,7 +55,7 @@ def data_table(seeds):
     )
 
 
-DRAWN = [(rates, rate_table), (any_base, base_table), (unlabelled_data, data_table)]
+DRAWN = [(rates, rate_table), (any_base, base_table), (few_coefficients, few_table), (unlabelled_data, data_table)]
 
 
 @pytest.mark.parametrize(("drawn", "table"), DRAWN, ids=lambda value: value.__name__)
@@ -79,6 +87,16 @@ def test_every_arm_of_every_base_is_a_mark_at_its_mean(seeds):
         drawn = sorted(bar.lines[0].get_xdata()[0] for bar in axes.containers)
         assert drawn == pytest.approx(sorted(wanted))
         assert [label.get_text() for label in axes.get_yticklabels()] == ["B", "A"], "the first on top"
+
+
+def test_what_a_mask_adds_is_written_beside_its_row(seeds):
+    table = few_table(seeds)
+    figure = few_coefficients(table)
+    mean = 100 * table.groupby(["coefficients", "mask"])["accuracy"].mean().unstack("mask")
+    added = (mean["mask"] - mean["no mask"])[list(reversed(KINDS))]
+    written = [text.get_text().replace("−", "-") for text in figure.axes[0].texts]
+    assert written == [f"{difference:+.1f}" for difference in added]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == list(reversed(KINDS))
 
 
 def test_an_objective_has_one_colour_in_all_panels(seeds):
