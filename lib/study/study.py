@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from lib.study.profiles import PROFILES, SETTINGS, Profile, Settings, VisionProf
 from lib.study.tables import all_seeds, load_seeds, load_table, save_table, seed_folders
 
 Arguments, Result, Item = ParamSpec("Arguments"), TypeVar("Result"), TypeVar("Item")
-_OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
+_OPENED = "_study_opened"  # left in the notebook's namespace by the first call: the names of its parameters
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,8 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
 
     Call it right after the parameters cell, as `study = open_study(globals())`. Everything the notebook has defined by
     then is a parameter (given by its own cell, or by papermill's `-p`), so a misspelt one is caught here instead of
-    being ignored. Processes that torchrun started for the same notebook join each other here (see `lib.runtime.ranks`).
+    being ignored. When it is called again ("Run All" twice in one kernel), the notebook's own variables are there, too:
+    then the parameters are what the parameters cell says by now, and no variable that is called like one. Processes that torchrun started for the same notebook join each other here (see `lib.runtime.ranks`).
 
     Args:
         namespace: the notebook's `globals()`.
@@ -253,8 +256,9 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
         for name, value in namespace.items()
         if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, simple)
     }
-    if _OPENED in namespace:  # the cell is run again: the notebook's own variables are there by now
-        given = {name: value for name, value in given.items() if name in known}
+    if _OPENED in namespace:
+        names = _names_in_its_cell(namespace.get("In", ())) or namespace[_OPENED]
+        given = {name: value for name, value in given.items() if name in names}
     refuse_unknown(given, known)
     settings = checked(Settings, {"profile": family.default} | {n: v for n, v in given.items() if n in SETTINGS})
     chosen = PROFILES.get(settings.profile)
@@ -270,5 +274,22 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
     study = Study(profile, settings.seed, settings.data_root, runtime)
     study.refuse_other_inputs()
     ranks.join(runtime)
-    namespace[_OPENED] = True
+    namespace[_OPENED] = tuple(given)
     return study
+
+
+def _names_in_its_cell(cells: Sequence[str]) -> set[str]:
+    """What the last parameters cell among those run so far sets, by its source, and papermill's beside it.
+
+    It is the cell that sets `profile`; nothing if there is none, as outside of IPython.
+    """
+    found: set[str] = set()
+    for source in reversed(cells):
+        with suppress(SyntaxError):  # IPython's own, such as a magic
+            named = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
+            names = {target.id for targets in named for target in targets if isinstance(target, ast.Name)}
+            if "profile" in names:
+                found |= names
+            elif found:
+                break
+    return found

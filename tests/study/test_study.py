@@ -73,6 +73,40 @@ def test_running_the_cell_again_ignores_the_notebooks_own_variables():
         open_study(namespace)
 
 
+def kernel(*cells):
+    """A notebook's namespace in which cells were run, as IPython keeps it; the study is opened in one more."""
+    namespace = {"In": [""], "open_study": open_study}
+
+    def run(*more):
+        for cell in more:
+            namespace["In"].append(cell)
+            if not cell.startswith("%"):
+                exec(cell, namespace)
+        return namespace["study"]
+
+    run(*cells)
+    return run
+
+
+PARAMETERS, OPEN = "profile = 'tiny'\nseed = 1", "study = open_study(globals())"
+
+
+@pytest.mark.parametrize("variables", ["temperature = 0.01", "model = 'ViT-B_32'", "for mask_steps in (1, 2): pass"])
+def test_run_all_twice_opens_the_same_study(variables):
+    run = kernel(PARAMETERS, OPEN, "%matplotlib inline", variables)
+    first = run("print(study.label)")
+    assert run(OPEN) == first, "the cell alone"
+    assert run(PARAMETERS, OPEN, variables) == first
+    assert run(PARAMETERS, "# Parameters\nseed = 2\nprofile = 'tiny'", OPEN).label == "tiny", "papermill's cell"
+
+
+def test_the_parameters_cell_may_be_edited():
+    run = kernel(PARAMETERS + "\nmask_rate = 0.5", OPEN, "temperature = 0.01", "tasks = [1]")
+    assert run(PARAMETERS + "\nmask_steps = 7", OPEN).profile == get_profile("tiny", mask_steps=7), "one added, one gone"
+    with pytest.raises(ValueError, match="unknown parameter 'mask_stepz' .did you mean 'mask_steps'"):
+        run(PARAMETERS + "\nmask_stepz = 7", OPEN)
+
+
 def saved(study, *names, **columns):
     for name in names:
         study.save(pd.DataFrame({"task": ["a"], **columns}), name)
