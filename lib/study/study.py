@@ -18,7 +18,7 @@ from PIL import Image
 from lib.files.lineages import tagged
 from lib.runtime import ranks
 from lib.runtime.device import Runtime, choose_runtime
-from lib.runtime.disk import ROOT, atomic_path, exclusive
+from lib.runtime.disk import ROOT, atomic_path, exclusive, written_below
 from lib.runtime.parameters import checked, refuse_unknown
 from lib.runtime.processes import side_by_side
 from lib.runtime.store import NotMade, Store, circumstances, made_by, only_looking
@@ -40,6 +40,8 @@ class Study:
         data_root: folder of a local mirror of data sets, or "" for the hub.
         runtime: device and precision.
         root: the repository (another folder in tests).
+        device: as it was asked for, which is part of the label.
+        precision: likewise.
     """
 
     profile: Profile
@@ -47,6 +49,8 @@ class Study:
     data_root: str = ""
     runtime: Runtime = field(default_factory=Runtime)
     root: Path = ROOT
+    device: str = "auto"
+    precision: str = "auto"
     opened: float = field(default_factory=time.monotonic, compare=False, repr=False)
 
     def claim(self, holds: bool, statement: str) -> None:
@@ -65,7 +69,7 @@ class Study:
     @property
     def cache(self) -> Path:
         """Git-ignored folder of what can be made again: drawn or decoded inputs, and the store."""
-        return self.root / "data" / "cache"
+        return written_below(self.root) / "data" / "cache"
 
     @property
     def store(self) -> Store:
@@ -106,12 +110,12 @@ class Study:
     @cached_property
     def label(self) -> str:
         """Under which name results are filed: changed parameters, other data and other experts each have their own."""
-        return label_of(self.profile, self.data_root)
+        return label_of(self.profile, self.data_root, precision=self.precision, device=self.device)
 
     @property
     def results(self) -> Path:
         """Folder of the live tables of this label and seed; the committed ones are below data/results."""
-        return self.root / "runs" / self.label / f"seed{self.seed}"
+        return written_below(self.root) / "runs" / self.label / f"seed{self.seed}"
 
     def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as CSV under the study's results and give it back as it was read again.
@@ -130,13 +134,14 @@ class Study:
         return self.load(name)
 
     def _save(self, table: pd.DataFrame, name: str) -> None:
-        about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
+        about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened, self.runtime.device)
         with exclusive(self.results):  # another notebook may be saving at the same time
             inputs = self.refuse_other_inputs()
             save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
             old = self._about()
             noted = {
                 "parameters": asdict(self.profile),
+                "precision": self.runtime.precision,
                 "inputs": old.get("inputs", {}) | inputs,
                 "lineage": self.profile.lineage,
                 "seed": self.seed,
@@ -236,7 +241,8 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
     Call it right after the parameters cell, as `study = open_study(globals())`. Everything the notebook has defined by
     then is a parameter (given by its own cell, or by papermill's `-p`), so a misspelt one is caught here instead of
     being ignored. When it is called again ("Run All" twice in one kernel), the notebook's own variables are there, too:
-    then the parameters are what the parameters cell says by now, and no variable that is called like one. Processes that torchrun started for the same notebook join each other here (see `lib.runtime.ranks`).
+    then the parameters are what the parameters cell says by now, and no variable that is called like one.
+    Processes that torchrun started for the same notebook join each other here (see `lib.runtime.ranks`).
 
     Args:
         namespace: the notebook's `globals()`.
@@ -271,7 +277,8 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
     overrides = {n: v for n, v in given.items() if n not in SETTINGS and (n, v) != ("tasks", "")}
     profile = get_profile(settings.profile, **overrides)
     runtime = choose_runtime(settings.device, settings.precision)
-    study = Study(profile, settings.seed, settings.data_root, runtime)
+    asked = {"device": settings.device, "precision": settings.precision}
+    study = Study(profile, settings.seed, settings.data_root, runtime, **asked)
     study.refuse_other_inputs()
     ranks.join(runtime)
     namespace[_OPENED] = tuple(given)
