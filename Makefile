@@ -6,9 +6,13 @@
 #   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
 #   make study PROFILE=clip-vit-l-14 GPUS=4        several GPUs share the work of each notebook
 #   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
+#   make study STUDY_OUT=~/study                   everything that is written goes there; the checkout may be read-only
 
 PYTHON ?= python3
-VENV ?= .venv
+# Where everything goes that is written, instead of the checkout: runs, the cache and, if the checkout has none, .venv.
+STUDY_OUT ?=
+override STUDY_OUT := $(patsubst ~/%,$(HOME)/%,$(STUDY_OUT))
+VENV ?= $(if $(wildcard .venv/.study-ready),,$(if $(STUDY_OUT),$(STUDY_OUT)/)).venv
 PROFILE ?= tiny
 SEED ?= 0
 SEEDS ?= $(SEED)
@@ -27,10 +31,18 @@ READY := $(VENV)/.study-ready
 PEERS := $(VENV)/.study-peers-ready
 # Wheels of some hundred megabytes take longer than uv's 30 seconds on a slow line.
 export UV_HTTP_TIMEOUT ?= 300
+# This checkout's `lib`, also where it was moved or copied with its environment; what else is set belongs to other things.
+export PYTHONPATH := $(CURDIR)
 # One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
 unexport VIRTUAL_ENV PYTHONHOME
 # Without bytecode every process compiles all that it imports anew: ten seconds for each notebook.
 unexport PYTHONDONTWRITEBYTECODE
+ifneq ($(STUDY_OUT),)
+export STUDY_OUT
+export PYTHONPYCACHEPREFIX := $(STUDY_OUT)/data/cache/bytecode
+endif
+# A text as one word of the shell, and within that as a text of YAML's, as which Snakemake reads it: 007 is no number.
+text = '$(subst ','\'','$(subst ','',$(1))')'
 
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1
@@ -50,15 +62,24 @@ help: ## List the commands
 
 setup: $(READY) ## Create the environment (every command below does it by itself)
 
-# The stamp lies inside the environment, so deleting the environment deletes it too.
+# The stamp lies inside the environment, so deleting the environment deletes it too. It says for which checkout it is: an
+# environment that was moved or copied along, or whose Python is gone, is set up again.
+ifneq ($(shell $(PY) -c 'print(open("$(READY)").read().strip() == "$(CURDIR)")' 2>&1),True)
+$(READY): again
+endif
+.PHONY: again
+again:
 $(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
-	@touch $@
+	@printf '%s\n' "$(CURDIR)" > $@
 
 # Everything that a run leaves is below runs/, which git ignores; only `make publish` writes what is committed.
 study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped (GPUS=4: on several)
-	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
-	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" gpus="$(GPUS)" params="$(PARAMS)"
+	@$(if $(STUDY_OUT),mkdir -p "$(STUDY_OUT)" &&) \
+	$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress \
+	  $(if $(STUDY_OUT),--directory "$(STUDY_OUT)") $(FLAGS) \
+	  --config profile=$(call text,$(PROFILE)) seeds=$(call text,$(SEEDS)) data_root=$(call text,$(DATA_ROOT)) \
+	  tasks=$(call text,$(TASKS)) gpus=$(call text,$(GPUS)) params=$(call text,$(PARAMS))
 
 language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE=flan-t5-base for the paper's models
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),tiny-t5,$(PROFILE))
@@ -68,7 +89,7 @@ real: $(READY) ## Run notebook 15 on real images (hours on a CPU; DATA_ROOT=fold
 
 # The profile "tiny" has its full budgets in "tiny-full"; every other profile's are full as they are.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
-	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny,tiny-full,$(PROFILE)) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
+	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny,tiny-full,$(PROFILE)) SEEDS="$(if $(filter file,$(origin SEEDS)),$(if $(filter file,$(origin SEED)),0 1 2,$(SEED)),$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile

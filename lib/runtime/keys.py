@@ -37,7 +37,7 @@ OURS = ("lib.", "worlds.")
 # Modules that run things and compute nothing: editing them must not throw results away.
 RUNNING = frozenset(
     f"lib.runtime.{name}"
-    for name in ("checkpoint", "disk", "keys", "launch", "processes", "progress", "ranks", "store", "parameters")
+    for name in "checkpoint disk keys launch memory parameters processes progress ranks store".split()
 )
 PLAIN = (str, int, float, bool, type(None))
 STARTED = time.time()

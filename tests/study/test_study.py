@@ -102,8 +102,10 @@ def test_run_all_twice_opens_the_same_study(variables):
 
 def test_the_parameters_cell_may_be_edited():
     run = kernel(PARAMETERS + "\nmask_rate = 0.5", OPEN, "temperature = 0.01", "tasks = [1]")
-    assert run(PARAMETERS + "\nmask_steps = 7", OPEN).profile == get_profile("tiny", mask_steps=7), "one added, one gone"
-    with pytest.raises(ValueError, match="unknown parameter 'mask_stepz' .did you mean 'mask_steps'"):
+    assert run(PARAMETERS + "\nmask_steps = 7", OPEN).profile == get_profile("tiny", mask_steps=7), (
+        "one added, one gone"
+    )
+    with pytest.raises(ValueError, match=r"unknown parameter 'mask_stepz' .did you mean 'mask_steps'"):
         run(PARAMETERS + "\nmask_stepz = 7", OPEN)
 
 
