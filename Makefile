@@ -33,6 +33,8 @@ PEERS := $(VENV)/.study-peers-ready
 export UV_HTTP_TIMEOUT ?= 300
 # This checkout's `lib`, also where it was moved or copied with its environment; what else is set belongs to other things.
 export PYTHONPATH := $(CURDIR)
+# Files and what is printed are UTF-8, whatever the locale.
+export PYTHONUTF8 := 1
 # One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
 unexport VIRTUAL_ENV PYTHONHOME
 # Without bytecode every process compiles all that it imports anew: ten seconds for each notebook.
@@ -40,6 +42,11 @@ unexport PYTHONDONTWRITEBYTECODE
 ifneq ($(STUDY_OUT),)
 export STUDY_OUT
 export PYTHONPYCACHEPREFIX := $(STUDY_OUT)/data/cache/bytecode
+endif
+# Snakemake, Jupyter and others want a home: where there is none that can be written to, one in the cache.
+ifneq ($(shell [ -n "$$HOME" ] && [ -d "$$HOME" ] && [ -w "$$HOME" ] && echo is),is)
+export HOME := $(or $(STUDY_OUT),$(CURDIR))/data/cache/home
+$(shell mkdir -p "$(HOME)")
 endif
 # A text as one word of the shell, and within that as a text of YAML's, as which Snakemake reads it: 007 is no number.
 text = '$(subst ','\'','$(subst ','',$(1))')'
@@ -64,7 +71,7 @@ setup: $(READY) ## Create the environment (every command below does it by itself
 
 # The stamp lies inside the environment, so deleting the environment deletes it too. It says for which checkout it is: an
 # environment that was moved or copied along, or whose Python is gone, is set up again.
-ifneq ($(shell $(PY) -c 'print(open("$(READY)").read().strip() == "$(CURDIR)")' 2>&1),True)
+ifneq ($(shell [ "$$(cat "$(READY)" 2>/dev/null)" = "$(CURDIR)" ] && $(PY) -ISc "print('runs')" 2>/dev/null),runs)
 $(READY): again
 endif
 .PHONY: again
@@ -133,7 +140,7 @@ pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT
 lint: $(READY) ## Check style and format of code and notebooks, and which room imports which
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
-	@$(VENV)/bin/lint-imports
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
 
 format: $(READY) ## Fix style and format where that is automatic
 	@$(PY) -m ruff check --fix

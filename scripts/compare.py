@@ -93,7 +93,7 @@ def _all_there(paths: Sequence[Path]) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line: print the line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="its folder, such as runs/tiny+mask_steps=50")
+    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="such as runs/tiny+mask_steps=50")
     parser.add_argument("--seeds", default="0", help='such as "0 1 2"')
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     given = parser.parse_args(arguments)

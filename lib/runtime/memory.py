@@ -16,7 +16,7 @@ FILES_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_fil
 
 def free_memory(groups: Path = GROUPS, own: Path = OWN) -> int:
     """Bytes of main memory that are free."""
-    return min(psutil.virtual_memory().available, *_left(groups, own))
+    return min([psutil.virtual_memory().available, *_left(groups, own)])
 
 
 def _left(groups: Path, own: Path) -> Iterator[int]:
