@@ -48,8 +48,9 @@ ifneq ($(shell [ -n "$$HOME" ] && [ -d "$$HOME" ] && [ -w "$$HOME" ] && echo is)
 export HOME := $(or $(STUDY_OUT),$(CURDIR))/data/cache/home
 $(shell mkdir -p "$(HOME)")
 endif
-# A text as one word of the shell, and within that as a text of YAML's, as which Snakemake reads it: 007 is no number.
-text = '$(subst ','\'','$(subst ','',$(1))')'
+# A text as one word of the shell, and within that as YAML's list of one text: Snakemake makes a number of a bare 007, and
+# cuts what follows a #.
+text = '$(subst ','\'',['$(subst ','',$(1))'])'
 
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1

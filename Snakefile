@@ -59,13 +59,21 @@ NOTEBOOKS = {
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
 
+
+def told(name):
+    """What --config says, as text; make says it in a list, since Snakemake takes a bare 007 for a number."""
+    value = config.get(name)
+    value = value[0] if isinstance(value, list) else value
+    return "" if value is None else str(value)
+
+
 # With several GPUs torchrun starts each notebook as many times, and the processes share its work (lib/runtime/ranks.py).
 try:
-    GPUS = int(config.get("gpus") or 1)
+    GPUS = int(told("gpus") or 1)
 except ValueError:
     GPUS = 0
 if GPUS < 1:
-    raise WorkflowError(f"gpus: '{config['gpus']}' is no number of GPUs, as in gpus=4")
+    raise WorkflowError(f"gpus: '{told('gpus')}' is no number of GPUs, as in gpus=4")
 
 # Everything that a run leaves is below the working directory: the checkout, or STUDY_OUT (`--directory`), where that
 # cannot be written. What is read lies beside this file.
@@ -86,14 +94,13 @@ START = PYTHON  # how a notebook is started
 if GPUS > 1:
     threads_each = max(1, CORES // GPUS)
     START = f"env OMP_NUM_THREADS={threads_each} {PYTHON} -m torch.distributed.run --standalone --nproc-per-node {GPUS}"
-SEEDS = str(config.get("seeds", config.get("seed")) or 0).split()
+SEEDS = (told("seeds") or told("seed") or "0").split()
 if not all(seed.isdecimal() for seed in SEEDS) or len(set(SEEDS)) < len(SEEDS):
     raise WorkflowError(f"seeds: '{' '.join(SEEDS)}' are no different whole numbers, as in SEEDS=\"0 1 2\"")
 SEEDS = [int(seed) for seed in SEEDS]
 # The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
-TEXTS = {name: str(config[name]) for name in ("data_root", "tasks") if config.get(name) is not None}
-TEXTS = {name: text for name, text in TEXTS.items() if text}
-TEXTS["profile"] = str(config.get("profile") or "tiny")
+TEXTS = {name: told(name) for name in ("data_root", "tasks") if told(name).strip()}
+TEXTS["profile"] = told("profile") or "tiny"
 PARAMS = {}
 
 
@@ -107,7 +114,7 @@ def words(text):
     raise WorkflowError(f"params: a quote in {text} is not closed")
 
 
-for pair in words(str(config.get("params") or "")):
+for pair in words(told("params")):
     name, equals, value = pair.partition("=")
     if not (equals and name.isidentifier()):
         raise WorkflowError(f"params: '{pair}' is not name=value, as in params=\"mask_steps=50 temperature=0.5\"")

@@ -14,7 +14,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib.runtime.disk import ROOT
 from lib.runtime.parameters import typed
-from lib.study.profiles import family_of, get_profile
 from scripts.run_notebook import NotebookStopped, Report, ThisPython, main, run_notebook
 
 
@@ -131,41 +130,6 @@ def test_printed_text_appears_line_by_line():
     assert shown.getvalue().splitlines() == ["  nb  half a line", "  nb  50 %"]
     report.flush_line()
     assert shown.getvalue().splitlines()[-1] == "  nb  rest"
-
-
-@pytest.mark.parametrize(
-    ("profile", "seeds", "params"),
-    [
-        ("tiny", "3", "mask_steps=50"),
-        ("tiny", "0 1 2", "experts=~/clip/{task}/finetuned.pt"),
-        ("tiny-t5", "3", "adapters=~/experts/{task}"),
-        ("tiny-t5", "0 1 2", "mask_steps=50"),
-        ("deit-tiny", "0", "mask_steps=50"),
-        ("deit-tiny", "0 1", "mask_steps=50"),
-    ],
-)
-def test_the_graph_of_the_study(tmp_path, profile, seeds, params):
-    """The Snakefile plans every notebook of a family once per seed (some once for all), with no results there yet."""
-    text = (ROOT / "Snakefile").read_text()
-    (tmp_path / "Snakefile").write_text(text)
-    (tmp_path / "notebooks").mkdir()
-    names = re.findall(r'^    "(\d\d_\w+)": \(', text, re.MULTILINE)
-    once = re.findall(r'"(\d\d_\w+)"', text.split("ONCE = ")[1].split("\n")[0])
-    assert sorted(names) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert set(once) < set(names)
-    for name in names:
-        nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "notebooks" / f"{name}.ipynb")
-    names = [name for name in names if family_of(name) == get_profile(profile).family]
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", "--config", f"params={params}"]
-    command += [f"seeds={seeds}", f"profile={profile}"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    shown = (run.stdout + run.stderr).splitlines()
-    planned = [line.split()[1].rstrip(":") for line in shown if line.startswith(("rule ", "localrule "))]
-    # Where only one notebook can run it has all cores; otherwise one, which Snakemake does not mention.
-    assert ("    threads: 2" in shown) == (len(names) == 1 and len(seeds.split()) == 1)
-    first, *more = seeds.split()
-    wanted = [f"{name}_seed{seed}" for name in names for seed in ([first] if name in once else [first, *more])]
-    assert sorted(planned) == sorted([*(wanted if more else names), "figures", "all"]), run.stderr
 
 
 def test_the_kernel_is_the_python_that_runs_whatever_kernels_are_installed(notebook, tmp_path, monkeypatch):
