@@ -38,6 +38,7 @@ from lib.runtime.checkpoint import Checkpoint, SharedCheckpoint
 from lib.runtime.disk import atomic_path, exclusive, set_aside
 
 Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Told, Make = Mapping[str, object], Callable[[Checkpoint], object]
 MAKERS = ("numpy", "timm", "open_clip_torch", "transformers", "peft", "datasets", "pillow")  # whose versions are noted
 _maker: ContextVar[int] = ContextVar("maker", default=0)
 _only_look: ContextVar[bool] = ContextVar("only_look", default=False)
@@ -110,15 +111,7 @@ class Store:
 
         return remembered
 
-    def _get(
-        self,
-        folder: Path,
-        told: Mapping[str, object],
-        make: Callable[[Checkpoint], object],
-        together: bool,
-        *,
-        again: bool = False,
-    ) -> object:
+    def _get(self, folder: Path, told: Told, make: Make, together: bool, again: bool = False) -> object:
         def has() -> bool:
             return (folder / "about.json").is_file()
 
@@ -141,16 +134,12 @@ class Store:
             return self._read(folder)
         except Exception as error:
             if again or not _damaged(error) or ranks.count() > 1:
-                raise ValueError(
-                    f"the result in {folder} cannot be read ({error}); delete it to make it anew"
-                ) from None
+                raise ValueError(f"the result in {folder} cannot be read ({error}); delete it for a new one") from None
             aside = set_aside(folder)
             print(f"the result in {folder} is damaged ({error}): it is now {aside.name}, and made again", flush=True)
         return self._get(folder, told, make, together, again=True)
 
-    def _make(
-        self, folder: Path, told: Mapping[str, object], make: Callable[[Checkpoint], object], kind: type[Checkpoint]
-    ) -> None:
+    def _make(self, folder: Path, told: Told, make: Make, kind: type[Checkpoint]) -> None:
         started = time.monotonic()
         result = make(kind(folder / "checkpoint.pt"))
         if kind is SharedCheckpoint and ranks.number() != 0:

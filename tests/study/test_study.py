@@ -115,7 +115,7 @@ def test_names_are_at_most_100_bytes_and_tell_everything_apart():
     one = get_profile(
         "tiny-real", tasks=many, mask_steps=7, experts="/gpfs/home/somebody/checkpoints/{task}/finetuned.pt"
     )
-    other = get_profile("tiny-real", tasks=many, mask_steps=8, experts=experts)
+    other = get_profile("tiny-real", tasks=many, mask_steps=8, experts=one.experts)
     labels = {label_of(profile, precision="bf16", device="cuda:15") for profile in (one, other)}
     assert len(labels) == 2
     assert all(len(label.encode()) <= 100 and label.startswith("tiny-real+tasks=my_data_set") for label in labels)
