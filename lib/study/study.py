@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import time
 from collections.abc import Callable, MutableMapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +17,7 @@ from lib.files.lineages import tagged
 from lib.runtime import ranks
 from lib.runtime.device import Runtime, choose_runtime
 from lib.runtime.disk import ROOT, atomic_path, exclusive, written_below
-from lib.runtime.parameters import checked, refuse_unknown
+from lib.runtime.parameters import checked, names_in_its_cell, refuse_unknown
 from lib.runtime.processes import side_by_side
 from lib.runtime.store import NotMade, Store, circumstances, made_by, only_looking
 from lib.study.inputs import difference, inputs_of, label_of
@@ -263,7 +261,7 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
         if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, simple)
     }
     if _OPENED in namespace:
-        names = _names_in_its_cell(namespace.get("In", ())) or namespace[_OPENED]
+        names = names_in_its_cell(namespace.get("In", ())) or namespace[_OPENED]
         given = {name: value for name, value in given.items() if name in names}
     refuse_unknown(given, known)
     settings = checked(Settings, {"profile": family.default} | {n: v for n, v in given.items() if n in SETTINGS})
@@ -283,20 +281,3 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
     ranks.join(runtime)
     namespace[_OPENED] = tuple(given)
     return study
-
-
-def _names_in_its_cell(cells: Sequence[str]) -> set[str]:
-    """What the last parameters cell among those run so far sets, by its source, and papermill's beside it.
-
-    It is the cell that sets `profile`; nothing if there is none, as outside of IPython.
-    """
-    found: set[str] = set()
-    for source in reversed(cells):
-        with suppress(SyntaxError):  # IPython's own, such as a magic
-            named = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
-            names = {target.id for targets in named for target in targets if isinstance(target, ast.Name)}
-            if "profile" in names:
-                found |= names
-            elif found:
-                break
-    return found
