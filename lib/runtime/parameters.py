@@ -17,7 +17,11 @@ Declared = TypeVar("Declared")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # What pydantic misses -> how this study says it.
 TYPES = {"string_type": "str", "int_type": "int", "float_type": "float", "bool_type": "bool"}
-RANGES = {"greater_than": "a positive number", "greater_than_equal": "0 or a positive number"}
+RANGES = {
+    "greater_than": "a positive number",
+    "greater_than_equal": "0 or a positive number",
+    "finite_number": "a finite number",
+}
 
 
 def checked(kind: type[Declared], given: Mapping[str, object]) -> Declared:

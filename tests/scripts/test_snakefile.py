@@ -2,13 +2,14 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
-from toy_study import FIRST, LABEL, SECOND, TABLES, executed, make_toy_study, run_toy_study
+from toy_study import FIRST, LABEL, SECOND, TABLES, check_toy_study, executed, make_toy_study, run_toy_study
 
 from lib.runtime.disk import ROOT, exclusive
 from lib.study.profiles import family_of, get_profile
@@ -64,7 +65,7 @@ def test_the_graph_of_the_study(tmp_path, profile, seeds, params):
         ("params=seed=3", "params: 'seed' has a variable of its own; say SEED=3"),
         ("params=mask_steps=3 profile=tiny-full", "params: 'profile' has a variable of its own; say PROFILE=tiny-full"),
         ("params=name=x", "unknown parameter 'name'"),
-        ("params=temperature=inf", "parameter 'temperature' is inf, expected"),
+        ("params=temperature=inf", "parameter 'temperature' is inf, expected a finite number"),
         ("params=device=3 precision=fp32 mask_stepz=1", "unknown parameter 'mask_stepz' (did you mean 'mask_steps'?)"),
         ("seeds=abc", "seeds: 'abc' are no different whole numbers, as in SEEDS="),
         ("seeds=0,1", "seeds: '0,1' are no different whole numbers"),
@@ -78,8 +79,8 @@ def test_a_wrong_value_is_one_sentence(tmp_path, config, message):
     toy(tmp_path)
     run = plan(tmp_path, config)
     assert run.returncode != 0
-    assert message in run.stderr
-    assert "Traceback" not in run.stderr
+    assert message in run.stdout + run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
 
 
 def planned(root, *config):
@@ -120,6 +121,18 @@ def test_a_checkout_that_is_not_written_to(tmp_path):
         assert all((out / "runs" / LABEL / "seed3" / f"{table}.csv").is_file() for table in TABLES[name])
 
 
+def test_a_bare_machine_is_enough(tmp_path):
+    """Neither ps nor git nor nproc, locale C, and a folder whose name is a hard one."""
+    root = tmp_path / "größe of it"
+    (tmp_path / "bin").mkdir()
+    root.mkdir()
+    for tool in ("bash", "sh"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    make_toy_study(root)
+    bare = {"PATH": str(tmp_path / "bin"), "LC_ALL": "C", "HOME": str(tmp_path / "home")}
+    check_toy_study(root, run_toy_study(root, "--cores", "1", "--retries", "1", **bare), attempts=2)
+
+
 NO_LOCKS = """
 import fcntl
 def flock(*_):
@@ -135,10 +148,10 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     without = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     with exclusive(tmp_path / ".snakemake"):
         run = run_toy_study(tmp_path, "--cores", "1")
-    assert "another `make study` is running in this folder" in run.stderr
+    assert "another `make study` is running in this folder" in run.stdout + run.stderr
     (tmp_path / ".snakemake" / ".lock.held").write_text(f"{os.getpid()}\n{os.uname().nodename}\n")
     run = run_toy_study(tmp_path, "--cores", "1", **without)
-    assert "another `make study` is running in this folder" in run.stderr
+    assert "another `make study` is running in this folder" in run.stdout + run.stderr
     assert "no file locks here ([Errno 38]" in run.stdout + run.stderr
     (tmp_path / ".snakemake" / ".lock.held").unlink()
     run = run_toy_study(tmp_path, "--cores", "1", "--retries", "1", **without)
