@@ -157,3 +157,12 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     run = run_toy_study(tmp_path, "--cores", "1", "--retries", "1", **without)
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / ".snakemake" / ".lock.held").exists()
+
+
+@pytest.mark.parametrize(("mode", "threads"), [("default", 2), ("remote", 4)])
+def test_a_job_of_a_cluster_has_all_its_cores_and_one_machine_shares_them(tmp_path, mode, threads):
+    toy(tmp_path)
+    command = [sys.executable, "-m", "snakemake", "runs/tiny/seed0/01_fine_tuning.ipynb", "--dry-run", "--cores", "4"]
+    run = subprocess.run([*command, "--mode", mode], cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    alone = shutil.which("nvidia-smi") or sys.platform == "darwin"
+    assert f"    threads: {4 if alone else threads}" in run.stdout.splitlines()
