@@ -12,6 +12,9 @@ PYTHON ?= python3
 # Where everything goes that is written, instead of the checkout: runs, the cache and, if the checkout has none, .venv.
 STUDY_OUT ?=
 override STUDY_OUT := $(patsubst ~/%,$(HOME)/%,$(STUDY_OUT))
+ifneq ($(STUDY_OUT),)
+override STUDY_OUT := $(if $(filter /%,$(STUDY_OUT)),,$(CURDIR)/)$(STUDY_OUT)
+endif
 VENV ?= $(if $(wildcard .venv/.study-ready),,$(if $(STUDY_OUT),$(STUDY_OUT)/)).venv
 PROFILE ?= tiny
 SEED ?= 0

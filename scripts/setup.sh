@@ -39,7 +39,7 @@ if ! usable "$venv/bin/python" >/dev/null 2>&1; then
         fail "there is no '$python' here; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"
     recent_enough "$python" ||
         fail "'$python' is $("$python" --version 2>&1), the study needs 3.11 or newer; name one: make PYTHON=python3.12"
-    if [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(find "$venv" -type f 2>/dev/null | head -n 1)" ]; then
+    if [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(find "$venv/" -type f 2>/dev/null | head -n 1)" ]; then
         fail "$venv exists and is no virtual environment; name another folder: make VENV=..."
     fi
     echo "Creating the virtual environment $venv with $("$python" --version)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -59,11 +60,12 @@ def exclusive(folder: Path, *, wait: bool = True) -> Iterator[None]:
             if error.errno not in NO_LOCKS:
                 raise
             _say_soft(str(error))
-            soft = SoftFileLock(folder / ".lock.held")
-            soft.acquire(timeout=-1 if wait else 0)
+            soft = SoftFileLock(folder / ".lock.held", timeout=-1 if wait else 0)
+            try:
+                soft.acquire()
+            except Timeout as error:
+                raise BlockingIOError(errno.EAGAIN, f"another process is in {folder}") from error
         yield
-    except Timeout as error:
-        raise BlockingIOError(errno.EAGAIN, f"another process is in {folder}") from error
     finally:
         if soft:
             soft.release()
@@ -77,8 +79,8 @@ def _say_soft(error: str) -> None:
 
 def set_aside(path: Path) -> Path:
     """Move what is damaged out of the way, where it can be looked at; gives its new place."""
-    number = sum(1 for _ in path.parent.glob(f"{path.name}.damaged*")) + 1
-    aside = path.with_name(f"{path.name}.damaged{number}")
+    places = (path.with_name(f"{path.name}.damaged{number}") for number in itertools.count(1))
+    aside = next(place for place in places if not place.exists())
     with suppress(FileNotFoundError):  # another process was faster
         path.rename(aside)
     return aside

@@ -75,6 +75,8 @@ def test_everything_can_be_written_elsewhere(checkout, tmp_path):
     assert lines[lines.index("--directory") + 1] == str(tmp_path / "out")
     assert (tmp_path / "out").is_dir()
     assert "--directory" not in make(checkout, "study")
+    lines = make(checkout, "study", "STUDY_OUT=beside it")
+    assert lines[lines.index("--directory") + 1] == f"{checkout}/beside it"
     shutil.rmtree(checkout / ".venv")
     assert f"set-up with python3 of {tmp_path}/out/.venv" in make(checkout, "setup", f"STUDY_OUT={tmp_path / 'out'}")
 
