@@ -7,14 +7,13 @@ from pathlib import Path
 
 import psutil
 
-GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # How Linux tells of a control group, version 2 and 1: its limit, what it holds, and what of that files have left in the
 # cache. The latter is given back when memory is asked for, and mapped images fill it, so it counts as free.
 FILES_2 = ("memory.max", "memory.current", "inactive_file")
 FILES_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def free_memory(groups: Path = GROUPS, own: Path = OWN) -> int:
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Bytes of main memory that are free."""
     return min([psutil.virtual_memory().available, *_left(groups, own)])
 
