@@ -19,10 +19,12 @@ usable() {
     recent_enough "$1" && { "$1" -m pip --version || { "$1" -m ensurepip --upgrade && "$1" -m pip --version; }; }
 }
 
-# The project itself is found where it lies: nothing is built, and nothing is written into the checkout.
+# The project itself is found where it lies: nothing is built, and nothing is written into the checkout. In ASCII, since
+# Python reads such a file by the locale and does not start at all where it cannot.
 tell_where() {
     "$venv/bin/python" -c 'import os, pathlib, sysconfig as s
-pathlib.Path(s.get_path("purelib"), "concrete_subspace_study.pth").write_text(os.getcwd() + "\n")' ||
+line = f"import sys; sys.path.append({os.getcwd()!a})\n"
+pathlib.Path(s.get_path("purelib"), "concrete_subspace_study.pth").write_text(line)' ||
         fail "$venv cannot be written to (message above)"
 }
 

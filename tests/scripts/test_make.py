@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from snakemake.cli import parse_config
@@ -159,6 +160,25 @@ def test_a_python_that_is_gone_and_a_uv_that_does_not_run(set_up, tmp_path):
     (tmp_path / "venv" / "bin" / "python").unlink()
     (tmp_path / "venv" / "bin" / "python").symlink_to("/gone/python3")
     assert set_up() == ["made anew", "pip"]
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_the_environment_knows_where_the_project_lies(tmp_path, locale):
+    root, venv = tmp_path / "größe of it", tmp_path / "venv"
+    (root / "lib").mkdir(parents=True)
+    (root / "lib" / "__init__.py").write_text("WHERE = 'here'")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    python, plain = str(venv / "bin" / "python"), {"PATH": os.environ["PATH"], "LC_ALL": locale}
+    purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True, env=plain).stdout
+    (Path(site.strip()) / "pip.py").touch()
+    (venv / "bin" / "uv").write_text("#!/bin/sh\n")
+    (venv / "bin" / "uv").chmod(0o755)
+    subprocess.run(["sh", str(ROOT / "scripts" / "setup.sh"), "python3", str(venv)], check=True, cwd=root, env=plain)
+    found = [python, "-c", "import lib; print(lib.WHERE)"]
+    for each in ("C", "C.UTF-8"):
+        run = subprocess.run(found, capture_output=True, text=True, cwd=tmp_path, env=plain | {"LC_ALL": each})
+        assert run.stdout == "here\n", run.stderr
 
 
 def test_only_folders_were_made_or_it_is_none(set_up, tmp_path):
