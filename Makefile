@@ -6,9 +6,16 @@
 #   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
 #   make study PROFILE=clip-vit-l-14 GPUS=4        several GPUs share the work of each notebook
 #   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
+#   make study STUDY_OUT=~/study                   everything that is written goes there; the checkout may be read-only
 
 PYTHON ?= python3
-VENV ?= .venv
+# Where everything goes that is written, instead of the checkout: runs, the cache and, if the checkout has none, .venv.
+STUDY_OUT ?=
+override STUDY_OUT := $(patsubst ~/%,$(HOME)/%,$(STUDY_OUT))
+ifneq ($(STUDY_OUT),)
+override STUDY_OUT := $(if $(filter /%,$(STUDY_OUT)),,$(CURDIR)/)$(STUDY_OUT)
+endif
+VENV ?= $(if $(wildcard .venv/.study-ready),,$(if $(STUDY_OUT),$(STUDY_OUT)/)).venv
 PROFILE ?= tiny
 SEED ?= 0
 SEEDS ?= $(SEED)
@@ -27,10 +34,26 @@ READY := $(VENV)/.study-ready
 PEERS := $(VENV)/.study-peers-ready
 # Wheels of some hundred megabytes take longer than uv's 30 seconds on a slow line.
 export UV_HTTP_TIMEOUT ?= 300
+# This checkout's `lib`, also where it was moved or copied with its environment; what else is set belongs to other things.
+export PYTHONPATH := $(CURDIR)
+# Files and what is printed are UTF-8, whatever the locale.
+export PYTHONUTF8 := 1
 # One place holds the set-up of this project: a virtual environment that happens to be active must not get in.
 unexport VIRTUAL_ENV PYTHONHOME
 # Without bytecode every process compiles all that it imports anew: ten seconds for each notebook.
 unexport PYTHONDONTWRITEBYTECODE
+ifneq ($(STUDY_OUT),)
+export STUDY_OUT
+export PYTHONPYCACHEPREFIX := $(STUDY_OUT)/data/cache/bytecode
+endif
+# Snakemake, Jupyter and others want a home: where there is none that can be written to, one in the cache.
+ifneq ($(shell [ -n "$$HOME" ] && [ -d "$$HOME" ] && [ -w "$$HOME" ] && echo is),is)
+export HOME := $(or $(STUDY_OUT),$(CURDIR))/data/cache/home
+$(shell mkdir -p "$(HOME)")
+endif
+# A text as one word of the shell, and within that as YAML's list of one text: Snakemake makes a number of a bare 007, and
+# cuts what follows a #.
+text = '$(subst ','\'',['$(subst ','',$(1))'])'
 
 # One process per core for the tests, with one thread each.
 ONE_THREAD = OMP_NUM_THREADS=1
@@ -50,15 +73,24 @@ help: ## List the commands
 
 setup: $(READY) ## Create the environment (every command below does it by itself)
 
-# The stamp lies inside the environment, so deleting the environment deletes it too.
+# The stamp lies inside the environment, so deleting the environment deletes it too. It says for which checkout it is: an
+# environment that was moved or copied along, or whose Python is gone, is set up again.
+ifneq ($(shell [ "$$(cat "$(READY)" 2>/dev/null)" = "$(CURDIR)" ] && $(PY) -ISc "print('runs')" 2>/dev/null),runs)
+$(READY): again
+endif
+.PHONY: again
+again:
 $(READY): bootstrap.lock requirements.lock pyproject.toml scripts/setup.sh
 	@sh scripts/setup.sh "$(PYTHON)" "$(VENV)"
-	@touch $@
+	@printf '%s\n' "$(CURDIR)" > $@
 
 # Everything that a run leaves is below runs/, which git ignores; only `make publish` writes what is committed.
 study: $(READY) ## Run the notebooks in order and draw the figures; continues where it stopped (GPUS=4: on several)
-	@$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress $(FLAGS) \
-	  --config profile="$(PROFILE)" seeds="$(SEEDS)" data_root="$(DATA_ROOT)" tasks="$(TASKS)" gpus="$(GPUS)" params="$(PARAMS)"
+	@$(if $(STUDY_OUT),mkdir -p "$(STUDY_OUT)" &&) \
+	$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress \
+	  $(if $(STUDY_OUT),--directory "$(STUDY_OUT)") $(FLAGS) \
+	  --config profile=$(call text,$(PROFILE)) seeds=$(call text,$(SEEDS)) data_root=$(call text,$(DATA_ROOT)) \
+	  tasks=$(call text,$(TASKS)) gpus=$(call text,$(GPUS)) params=$(call text,$(PARAMS))
 
 language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE=flan-t5-base for the paper's models
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),tiny-t5,$(PROFILE))
@@ -68,7 +100,7 @@ real: $(READY) ## Run notebook 15 on real images (hours on a CPU; DATA_ROOT=fold
 
 # The profiles "tiny" and "tiny-t5" have their full budgets in "tiny-full" and "tiny-t5-full"; every other is full as it is.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
-	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny-t5,tiny-t5-full,$(patsubst tiny,tiny-full,$(PROFILE))) SEEDS="$(if $(filter file,$(origin SEEDS)),0 1 2,$(SEEDS))"
+	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny-t5,tiny-t5-full,$(patsubst tiny,tiny-full,$(PROFILE))) SEEDS="$(if $(filter file,$(origin SEEDS)),$(if $(filter file,$(origin SEED)),0 1 2,$(SEED)),$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile
@@ -116,7 +148,7 @@ pretrain: $(READY) ## Train the shipped models again: tiny CLIP, ConvNet and ViT
 lint: $(READY) ## Check style and format of code and notebooks, and which room imports which
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
-	@$(VENV)/bin/lint-imports
+	@$(PY) -c 'from importlinter.cli import lint_imports_command as main; main()'
 
 format: $(READY) ## Fix style and format where that is automatic
 	@$(PY) -m ruff check --fix

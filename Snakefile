@@ -4,9 +4,10 @@
 #   python -m snakemake --cores 2 --config profile=tiny seed=1
 #   python -m snakemake --executor slurm --jobs 3 --config profile=clip-vit-b-32     (docs/clusters.md)
 #   python -m snakemake --cores 8 --config profile=clip-vit-l-14 gpus=4              several GPUs for each notebook
-import fcntl
+import atexit
 import hashlib
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -14,9 +15,10 @@ import sys
 from pathlib import Path
 
 try:
-    from lib.runtime.parameters import typed
+    from lib.runtime.disk import exclusive
+    from lib.runtime.parameters import checked, typed
     from lib.study.inputs import label_of
-    from lib.study.profiles import SETTINGS, family_of, get_profile
+    from lib.study.profiles import PROFILES, SETTINGS, Settings, family_of, get_profile, text_names
 except ValueError as error:  # data/profiles.toml cannot be read
     raise WorkflowError(str(error)) from None
 
@@ -57,17 +59,34 @@ NOTEBOOKS = {
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
 
+
+def told(name):
+    """What --config says, as text; make says it in a list, since Snakemake takes a bare 007 for a number."""
+    value = config.get(name)
+    value = value[0] if isinstance(value, list) else value
+    return "" if value is None else str(value)
+
+
 # With several GPUs torchrun starts each notebook as many times, and the processes share its work (lib/runtime/ranks.py).
 try:
-    GPUS = int(config.get("gpus") or 1)
+    GPUS = int(told("gpus") or 1)
 except ValueError:
     GPUS = 0
 if GPUS < 1:
-    raise WorkflowError(f"gpus: '{config['gpus']}' is no number of GPUs, as in gpus=4")
+    raise WorkflowError(f"gpus: '{told('gpus')}' is no number of GPUs, as in gpus=4")
+
+# Everything that a run leaves is below the working directory: the checkout, or STUDY_OUT (`--directory`), where that
+# cannot be written. What is read lies beside this file.
+HERE = Path(os.path.relpath(workflow.basedir))
+if HERE != Path():
+    os.environ["STUDY_OUT"] = os.getcwd()
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(workflow.basedir), os.environ.get("PYTHONPATH")]))
 
 # A model this small does not keep the cores busy, and starting a notebook is single-threaded work, so on a CPU two
 # notebooks that do not need each other run side by side, each with half of the cores. An accelerator they would share.
-AT_ONCE = 1 if GPUS > 1 or shutil.which("nvidia-smi") or sys.platform == "darwin" else 2
+# Nothing runs beside the one notebook of a cluster's job.
+ALONE = workflow.remote_exec or GPUS > 1 or shutil.which("nvidia-smi") or sys.platform == "darwin"
+AT_ONCE = 1 if ALONE else 2
 CORES = workflow.resource_settings.cores or 1  # of this machine; a cluster's scheduler is told by cpus_per_task
 
 PYTHON = shlex.quote(sys.executable)
@@ -75,10 +94,13 @@ START = PYTHON  # how a notebook is started
 if GPUS > 1:
     threads_each = max(1, CORES // GPUS)
     START = f"env OMP_NUM_THREADS={threads_each} {PYTHON} -m torch.distributed.run --standalone --nproc-per-node {GPUS}"
-SEEDS = [int(seed) for seed in str(config.get("seeds", config.get("seed", 0))).split()] or [0]
+SEEDS = (told("seeds") or told("seed") or "0").split()
+if not all(seed.isdecimal() for seed in SEEDS) or len(set(SEEDS)) < len(SEEDS):
+    raise WorkflowError(f"seeds: '{' '.join(SEEDS)}' are no different whole numbers, as in SEEDS=\"0 1 2\"")
+SEEDS = [int(seed) for seed in SEEDS]
 # The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
-TEXTS = {name: str(config[name]) for name in ("data_root", "tasks") if config.get(name)}
-TEXTS["profile"] = str(config.get("profile") or "tiny")
+TEXTS = {name: told(name) for name in ("data_root", "tasks") if told(name).strip()}
+TEXTS["profile"] = told("profile") or "tiny"
 PARAMS = {}
 
 
@@ -92,23 +114,29 @@ def words(text):
     raise WorkflowError(f"params: a quote in {text} is not closed")
 
 
-for pair in words(str(config.get("params") or "")):
+for pair in words(told("params")):
     name, equals, value = pair.partition("=")
     if not (equals and name.isidentifier()):
         raise WorkflowError(f"params: '{pair}' is not name=value, as in params=\"mask_steps=50 temperature=0.5\"")
+    if name in ("seed", "profile") or name in TEXTS:
+        raise WorkflowError(f"params: '{name}' has a variable of its own; say {name.upper()}={value}")
     PARAMS[name] = value
-ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, value)]
-ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, value)]
-ARGUMENTS = shlex.join(ARGUMENTS)  # no rule's params: a {task} in it would be taken for a wildcard
 
 # The same check as in the notebooks, before anything runs, and the same name: changed parameters, other data and other
 # experts file their results under names of their own.
 try:
+    kind = PROFILES.get(TEXTS["profile"])
+    texts = [*text_names(Settings), *(text_names(type(kind)) if kind else ())]
+    TEXTS |= {name: PARAMS.pop(name) for name in texts if name in PARAMS}
     fields = {name: typed(value) for name, value in PARAMS.items()} | TEXTS
+    settings = checked(Settings, {name: value for name, value in fields.items() if name in SETTINGS})
     profile = get_profile(TEXTS["profile"], **{k: v for k, v in fields.items() if k not in SETTINGS})
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-LABEL = label_of(profile, TEXTS.get("data_root", ""))
+LABEL = label_of(profile, settings.data_root, precision=settings.precision, device=settings.device)
+ARGUMENTS = [part for name, value in TEXTS.items() for part in ("-r", name, value)]
+ARGUMENTS += [part for name, value in PARAMS.items() for part in ("-p", name, value)]
+ARGUMENTS = shlex.join(ARGUMENTS)  # no rule's params: a {task} in it would be taken for a wildcard
 # A profile runs the notebooks of its family.
 NOTEBOOKS = {name: row for name, row in NOTEBOOKS.items() if family_of(name) == profile.family}
 if len(NOTEBOOKS) * len(SEEDS) == 1:  # as for real images: nothing could run beside it
@@ -122,7 +150,7 @@ def digest(*parts):
 
 def code_of(notebook):
     """The code cells of a notebook, without prose and outputs: `make publish` changes only outputs."""
-    cells = json.loads(Path(f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((HERE / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
@@ -132,8 +160,8 @@ def code_of(notebook):
 READ = ("lib/**/*.py", "worlds/**/*.py", "data/profiles.toml", "data/registry/*", "data/reference/*", "data/tiny_*/*")
 SHARED = digest(
     [
-        (path.as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(path for pattern in READ for path in Path().glob(pattern))
+        (path.relative_to(HERE).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(path for pattern in READ for path in HERE.glob(pattern))
         if path.is_file()
     ]
 )
@@ -141,11 +169,11 @@ SHARED = digest(
 # Snakemake's own lock is a file that a killed run leaves behind, and then refuses every later run. `make study` turns
 # it off (--nolock) and uses this one, which the operating system drops with the process, however that ends.
 if workflow.is_main_process and not workflow.dryrun:
-    Path(".snakemake").mkdir(exist_ok=True)
-    run_lock = open(".snakemake/study.lock", "w")
+    run_lock = exclusive(Path(".snakemake"), wait=False)
     try:
-        fcntl.flock(run_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        run_lock.__enter__()
+        atexit.register(run_lock.__exit__, None, None, None)
+    except BlockingIOError:
         raise WorkflowError("another `make study` is running in this folder; wait for it, or stop it first") from None
 
 # What Snakemake says between two notebooks drowns what the notebooks say; so does its echo of an error that the
@@ -191,7 +219,7 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
             name:
                 notebook if len(SEEDS) == 1 else f"{notebook}_seed{seed}"
             input:
-                source=ancient(f"notebooks/{notebook}.ipynb"),
+                source=ancient(f"{HERE / 'notebooks' / notebook}.ipynb"),
                 needs=[executed(need, seed) for need in needs],
             output:
                 executed=executed(notebook, seed),
@@ -223,7 +251,7 @@ rule figures:
 
 onsuccess:
     print(f"\nDone. Executed notebooks and tables: {RUNS}/seed*   figures: {RUNS}/figures", flush=True)
-    command = [sys.executable, "-m", "scripts.compare", "--root", ".", "--profile", LABEL]
+    command = [sys.executable, "-m", "scripts.compare", "--root", str(HERE), "--run", RUNS]
     subprocess.run([*command, "--seeds", " ".join(map(str, SEEDS))])
 
 

@@ -93,12 +93,12 @@ def _all_there(paths: Sequence[Path]) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line: print the line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="tiny", help="a folder of runs, such as tiny or tiny+mask_steps=50")
+    parser.add_argument("--run", type=Path, default=Path("runs/tiny"), help="such as runs/tiny+mask_steps=50")
     parser.add_argument("--seeds", default="0", help='such as "0 1 2"')
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout")
     given = parser.parse_args(arguments)
-    committed = given.root / "data" / "results" / without_data(given.profile)
-    print(compare(given.root / "runs" / given.profile, committed, [int(seed) for seed in given.seeds.split()]))
+    committed = given.root / "data" / "results" / without_data(given.run.name)
+    print(compare(given.run, committed, [int(seed) for seed in given.seeds.split()]))
     return 0
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import nbformat
 
-from lib.runtime.disk import ROOT, atomic_path
-from lib.study.inputs import DATA, TOLD, without_data
+from lib.runtime.disk import ROOT, atomic_path, written_below
+from lib.study.inputs import TOLD, without_data
 from lib.study.profiles import family_of, get_profile
 
 Notebook = nbformat.NotebookNode
@@ -95,16 +95,17 @@ def tables_of(run: Path, seeds: Sequence[int]) -> dict[str, Path]:
 
 
 def run_of(root: Path, label: str) -> Path:
-    """The folder of a run: of that label or, if there is none, the one run of it on data of the user's.
+    """The folder of a run: of that label or, if there is none, the one run of it on data or a device of the user's.
 
     Raises:
         FileNotFoundError: if there is none, or more than one.
     """
-    if (run := root / "runs" / label).is_dir():
+    runs = written_below(root) / "runs"
+    if (run := runs / label).is_dir():
         return run
-    found = sorted(path for path in (root / "runs").glob("*") if DATA in path.name and without_data(path.name) == label)
+    found = sorted(path for path in runs.glob("*") if without_data(path.name) == label)
     if len(found) != 1:
-        several = f"runs on several data: {', '.join(path.name for path in found)}; name one as the profile"
+        several = f"runs on several data or devices: {', '.join(path.name for path in found)}; name one as the profile"
         raise FileNotFoundError(several if found else f"there is no {run}; run `make study PROFILE={label}` first")
     return found[0]
 

@@ -28,17 +28,20 @@ from typing import Any, TextIO
 import nbformat
 import papermill
 import psutil
-from jupyter_client.kernelspec import NoSuchKernel
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from lib.runtime.launch import Launch, launched
 from lib.runtime.parameters import typed
 from lib.runtime.progress import duration
+from scripts.output import Logged, Report, shortened
 
-Cell = nbformat.NotebookNode
 # How torch words it when a message to or from another process fails, which says nothing about why that one is gone.
 OTHER_PROCESS = re.compile(r"gloo/|NCCL|Dist(?:Backend|Network|Store)?Error|Connection (?:closed|reset) by peer")
+PATIENCE = 300  # seconds for a kernel to start: it imports from what may be a slow disk that many jobs read at once
 LONG = 30.0  # seconds, in which torchrun notices that a process has ended
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -47,65 +50,13 @@ class NotebookStopped(Exception):
     """A notebook could not be run to its end; the message says where and what to do."""
 
 
-class Report:
-    """Writes what a running notebook does to a stream, line by line; papermill uses it as the cells' output file."""
+class ThisPython(AsyncKernelManager):
+    """Starts the Python that runs this as the kernel, whatever kernels are installed where Jupyter looks for them."""
 
-    def __init__(self, name: str, notebook: Cell, parameters: dict[str, Any], stream: TextIO | None = None) -> None:
-        """Take the notebook as it is before its parameters are injected."""
-        self.name = name
-        self.stream = stream or sys.stdout
-        self.headings = _headings(notebook)
-        tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
-        runnable = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
-        self.cells = runnable + bool(parameters and "injected-parameters" not in tags)  # papermill adds that cell
-        self.current = 0
-        self.title = ""
-        self._unfinished = ""
-
-    def start_cell(self, cell: Cell, cell_index: int) -> None:
-        """Say which cell starts now (the hook that nbclient calls)."""
-        self.flush_line()
-        self.current += 1
-        first = next(line for line in cell.source.splitlines() if line.strip())
-        heading = self.headings.get(cell.get("id"))
-        self.title = f"{heading}: {first.strip()}" if heading else first.strip()
-        self.say(f"cell {self.current}/{self.cells}  {_shortened(self.title, 90)}")
-
-    def say(self, text: str) -> None:
-        """Write one line about this notebook."""
-        print(f"[{self.name}] {text}", file=self.stream, flush=True)
-
-    def write(self, text: str) -> None:
-        """Pass on what a cell printed, below the notebook's number, once its line is complete."""
-        *lines, self._unfinished = (self._unfinished + text).replace("\r", "\n").split("\n")
-        for line in lines:
-            if line.strip():
-                print(f"  {self.name.partition('_')[0]}  {line}", file=self.stream, flush=True)
-
-    def flush(self) -> None:
-        """Nothing is held back but an unfinished line."""
-
-    def flush_line(self) -> None:
-        """Write a last line that the cell did not end."""
-        if self._unfinished:
-            self.write("\n")
-
-
-class Logged:
-    """A stream that writes into a log, too."""
-
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
-        self.stream, self.log = stream, log
-
-    def write(self, text: str) -> None:
-        """Write to both."""
-        self.stream.write(text)
-        self.log.write(text)
-
-    def flush(self) -> None:
-        """Flush both."""
-        self.stream.flush()
-        self.log.flush()
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """How it is started."""
+        return KernelSpec(**get_kernel_dict())
 
 
 def run_notebook(
@@ -127,7 +78,8 @@ def run_notebook(
         `output`.
 
     Raises:
-        NotebookStopped: if there is no such notebook, a cell fails, or the kernel dies.
+        NotebookStopped: if there is no such notebook, a cell fails, the kernel does not start (tried twice) or dies, or
+            the output cannot be written.
     """
     parameters = parameters or {}
     if not notebook.is_file():
@@ -135,9 +87,8 @@ def run_notebook(
         raise NotebookStopped(f"there is no notebook {notebook}; notebooks in that folder: {known}")
     try:
         source = nbformat.read(notebook, as_version=4)
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, OSError) as error:
+    except (ValueError, AttributeError, nbformat.ValidationError, OSError) as error:  # among them what is no JSON
         raise NotebookStopped(f"{notebook} is no readable notebook: {str(error).splitlines()[0]}") from error
-    output.parent.mkdir(parents=True, exist_ok=True)
     rank = launched().rank
     partial = output.with_name(f"{output.stem}.{f'process{rank}.' if rank else ''}partial.ipynb")
     report = Report(notebook.stem, source, parameters, stream)
@@ -145,18 +96,13 @@ def run_notebook(
     report.say(f"{report.cells} cells" + (f" with {values}" if values else ""))
     start = time.monotonic()
     try:
-        papermill.execute_notebook(
-            notebook,
-            partial,
-            parameters,
-            kernel_name="python3",
-            language="python",  # a notebook need not say so itself
-            progress_bar=False,
-            stdout_file=report,
-            stderr_file=report,
-            on_cell_execute=report.start_cell,
-            extra_arguments=["--log-level=50"],  # the kernel's remarks on transport and shutdown help nobody here
-        )
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _execute(notebook, partial, parameters, report)
+        report.flush_line()
+        if rank:
+            partial.unlink()
+        else:
+            os.replace(partial, output)
     except PapermillExecutionError as error:
         report.flush_line()
         raise NotebookStopped(_failure(report, f"{error.ename}: {error.evalue}", partial)) from error
@@ -164,15 +110,40 @@ def run_notebook(
         report.flush_line()
         cause = "the notebook's Python process ended without an error (killed, or out of memory)"
         raise NotebookStopped(_failure(report, cause, partial)) from error
-    except NoSuchKernel as error:
-        raise NotebookStopped("there is no kernel 'python3' here; run `make setup`") from error
-    report.flush_line()
-    if rank:
-        partial.unlink()
-    else:
-        os.replace(partial, output)
+    except OSError as error:
+        raise NotebookStopped(f"{report.name} stopped: {error}; make room or name another place") from error
     report.say(f"finished in {duration(time.monotonic() - start)}")
     return output
+
+
+def _execute(notebook: Path, partial: Path, parameters: dict[str, Any], report: Report) -> None:
+    """Let papermill run a notebook; a kernel that did not start is tried once more."""
+    for last in (False, True):
+        try:
+            papermill.execute_notebook(
+                notebook,
+                partial,
+                parameters,
+                kernel_name="python3",  # what the executed copy notes
+                kernel_manager_class=ThisPython,
+                language="python",  # a notebook need not say so itself
+                progress_bar=False,
+                stdout_file=report,
+                stderr_file=report,
+                on_cell_execute=report.start_cell,
+                start_timeout=PATIENCE,
+                extra_arguments=["--log-level=50"],  # the kernel's remarks on transport and shutdown help nobody here
+            )
+            return
+        except RuntimeError as error:
+            if report.current or isinstance(error, DeadKernelError):  # it had started
+                raise
+            if last:
+                raise NotebookStopped(
+                    f"{report.name} was not begun: its Python, {sys.executable} -m ipykernel_launcher, did not start "
+                    f"({error}); what it said is above. Give the same command again, or set up anew: make distclean"
+                ) from error
+            report.say("its Python did not start; once more")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,9 +162,14 @@ def main(arguments: list[str] | None = None) -> int:
     if given.with_parent:
         _stop_with_parent()
     log = given.output.with_suffix(".log") if given.with_log else Path(os.devnull)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("a", encoding="utf-8")  # what earlier attempts wrote stays
+    except OSError as error:
+        print(f"\n{given.notebook} was not begun: {error}; make room or name another place\n", file=sys.stderr)
+        return 1
     launch = launched()
-    with log.open("a", encoding="utf-8") as file:  # what earlier attempts wrote stays
+    with file:
         begin = f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}, {platform.node()}"
         if launch.rank:
             shown, begin = io.StringIO(), f"{begin}, process {launch.rank} of 0 to {launch.processes - 1}"
@@ -253,27 +229,12 @@ def _failure(report: Report, cause: str, partial: Path) -> str:
     lines = ANSI.sub("", cause).strip().splitlines()
     return "\n".join(
         [
-            f"{report.name} stopped in cell {report.current} of {report.cells} ({_shortened(report.title, 90)})",
+            f"{report.name} stopped in cell {report.current} of {report.cells} ({shortened(report.title, 90)})",
             *(f"    {line}" for line in lines[:12]),
             f"    What ran so far, with the whole traceback: {partial}",
             "    To go on: fix the cause and give the same command again; finished steps are not repeated.",
         ]
     )
-
-
-def _headings(notebook: Cell) -> dict[str, str]:
-    """For every cell's id the nearest heading above it."""
-    heading, found = "", {}
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            lines = [line for line in cell.source.splitlines() if line.startswith("#")]
-            heading = lines[-1].lstrip("# ") if lines else heading
-        found[cell.get("id")] = heading
-    return found
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _stop_with_parent(every: float = 1.0) -> None:

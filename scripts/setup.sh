@@ -1,6 +1,7 @@
 #!/bin/sh
 # Set-up of the study, called by make:  setup.sh PYTHON VENV
-# Virtual environment -> pip installs uv and setuptools (by hash) -> uv installs everything (by hash) -> the project itself, editable.
+# Virtual environment -> pip installs uv and setuptools (by hash) -> uv installs everything (by hash) -> where the project lies.
+# Whenever it is stopped, the next call goes on, or begins again where that is needed.
 # pip alone would do, but takes several times as long. Without build isolation nothing unpinned is fetched for a build.
 set -eu
 python=$1
@@ -13,21 +14,34 @@ fail() {
 recent_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
+# A set-up that was stopped while it made the environment leaves one with Python and without a pip that works.
+usable() {
+    recent_enough "$1" && { "$1" -m pip --version || { "$1" -m ensurepip --upgrade && "$1" -m pip --version; }; }
+}
+
+# The project itself is found where it lies: nothing is built, and nothing is written into the checkout. In ASCII, since
+# Python reads such a file by the locale and does not start at all where it cannot.
+tell_where() {
+    "$venv/bin/python" -c 'import os, pathlib, sysconfig as s
+line = f"import sys; sys.path.append({os.getcwd()!a})\n"
+pathlib.Path(s.get_path("purelib"), "concrete_subspace_study.pth").write_text(line)' ||
+        fail "$venv cannot be written to (message above)"
+}
 
 if [ -d "$venv/conda-meta" ]; then
     # conda has installed the same lock already (environment.yml); only the project itself is missing.
     "$venv/bin/python" -c 'import papermill, snakemake, torch' ||
         fail "$venv is a conda environment without the study's packages; run: conda env update -f environment.yml"
-    "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation -e .
+    tell_where
     exit 0
 fi
 
-if ! recent_enough "$venv/bin/python"; then
+if ! usable "$venv/bin/python" >/dev/null 2>&1; then
     command -v "$python" >/dev/null 2>&1 ||
         fail "there is no '$python' here; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"
     recent_enough "$python" ||
         fail "'$python' is $("$python" --version 2>&1), the study needs 3.11 or newer; name one: make PYTHON=python3.12"
-    if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then
+    if [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(find "$venv/" -type f 2>/dev/null | head -n 1)" ]; then
         fail "$venv exists and is no virtual environment; name another folder: make VENV=..."
     fi
     echo "Creating the virtual environment $venv with $("$python" --version)"
@@ -36,10 +50,12 @@ if ! recent_enough "$venv/bin/python"; then
 fi
 
 echo "Installing the pinned packages into $venv (a few minutes the first time; later calls skip this)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r bootstrap.lock ||
+bootstrap() {
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes "$@" -r bootstrap.lock
+}
+{ bootstrap && { "$venv/bin/uv" --version >/dev/null 2>&1 || bootstrap --force-reinstall; }; } ||
     fail "pip could not install uv (message above); is the package index reachable?"
 "$venv/bin/uv" pip install --python "$venv/bin/python" --no-build-isolation --require-hashes \
     -r requirements.lock ||
     fail "uv could not install requirements.lock (message above); the same command continues where this stopped"
-"$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation -e . ||
-    fail "the project itself could not be installed (message above)"
+tell_where

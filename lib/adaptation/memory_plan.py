@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from lib.adaptation.levels import Levels
 from lib.adaptation.objectives import PredictionObjective
+from lib.runtime import memory
 from lib.vectors.mapped import in_words, is_mapped
 
 FLOAT = 4  # bytes
@@ -239,8 +238,4 @@ def free_memory(device: str) -> int:
         return torch.cuda.mem_get_info(device)[0] + unused
     if kind == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-    found = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():  # a container's share
-        found = min(found, int(most) - int(used.read_text()))
-    return found
+    return memory.free_memory()

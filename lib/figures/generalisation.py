@@ -42,7 +42,8 @@ def unseen_tasks(table: Table) -> Figure:
     for row, experiment in zip(np.atleast_2d(panels), experiments, strict=True):
         for axes, seen in zip(row, (True, False), strict=True):
             rows = table[(table["experiment"] == experiment) & (table["seen"] == seen)]
-            values = rows.pivot_table(index=["seed", "task"], columns="method", values="accuracy")[methods]
+            values = rows.pivot_table(index=["seed", "task"], columns="method", values="accuracy")
+            values = values.reindex(columns=methods)  # of one task alone none is left unmerged
             method_rows(axes, 100 * values, colours)
             tasks = list(rows["task"].unique())
             names = ", ".join(map(clean, tasks)) if not seen else f"{len(tasks)} tasks"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from lib.runtime import ranks
-from lib.runtime.disk import atomic_path
+from lib.runtime.disk import atomic_path, set_aside
 
 SHARE = 20  # a save is paid for by so many times its duration of work, so that saving costs at most 5 % of the time
 
@@ -27,14 +27,19 @@ class Checkpoint:
         self._last, self._took = time.monotonic(), 0.0
 
     def load(self) -> dict | None:
-        """The saved state, or None when there is none (or it was cut off while being written by the machine)."""
+        """The saved state, or None when there is none; a damaged one is set aside, named, and stands for none."""
         if self.path is None or not self.path.is_file():
             return None
         try:
             # Onto the CPU, whatever device wrote it: each loop takes its state from there to where it runs now.
             return torch.load(self.path, weights_only=True, map_location="cpu")
         except Exception as error:
-            raise ValueError(f"checkpoint {self.path} cannot be read ({error}); delete it to start afresh") from None
+            if isinstance(error, MemoryError | OSError):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            aside = set_aside(self.path)
+            print(f"checkpoint {self.path} is damaged ({reason}): it is now {aside.name}, and work starts afresh")
+            return None
 
     def save(self, state: Callable[[], dict]) -> None:
         """Save `state()` when enough time has passed since the last time."""

@@ -35,10 +35,8 @@ from torch import Tensor, nn
 ASIDE = ("checkpoint", "label", "backend", "shard")
 OURS = ("lib.", "worlds.")
 # Modules that run things and compute nothing: editing them must not throw results away.
-RUNNING = frozenset(
-    f"lib.runtime.{name}"
-    for name in ("checkpoint", "disk", "keys", "launch", "processes", "progress", "ranks", "store", "parameters")
-)
+RUN = ("checkpoint", "disk", "keys", "launch", "memory", "parameters", "processes", "progress", "ranks", "store")
+RUNNING = frozenset(f"lib.runtime.{name}" for name in RUN)
 PLAIN = (str, int, float, bool, type(None))
 STARTED = time.time()
 WHENCE = ("name_or_path", "transformers_version")  # where a model came from, not what it is

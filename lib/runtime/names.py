@@ -12,6 +12,12 @@ def hash_of(*names: str | int) -> bytes:
     return hashlib.sha256("\x1f".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
 
 
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many bytes, as file systems count; of a longer one the beginning and a hash of the whole."""
+    stored = name.encode()
+    return name if len(stored) <= most else f"{stored[: most - 9].decode(errors='ignore')}+{hash_of(name).hex()[:8]}"
+
+
 def named_rng(*names: str | int) -> np.random.Generator:
     """A generator that depends on all the names, the same on every machine and in every process."""
     return np.random.default_rng(np.random.SeedSequence(int.from_bytes(hash_of(*names)[:16], "big")))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError
@@ -15,7 +17,11 @@ Declared = TypeVar("Declared")
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 # What pydantic misses -> how this study says it.
 TYPES = {"string_type": "str", "int_type": "int", "float_type": "float", "bool_type": "bool"}
-RANGES = {"greater_than": "a positive number", "greater_than_equal": "0 or a positive number"}
+RANGES = {
+    "greater_than": "a positive number",
+    "greater_than_equal": "0 or a positive number",
+    "finite_number": "a finite number",
+}
 
 
 def checked(kind: type[Declared], given: Mapping[str, object]) -> Declared:
@@ -72,3 +78,20 @@ def closest(name: str, known: Sequence[str]) -> str:
     """A hint such as " (did you mean 'tiny'?)", or nothing."""
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def names_in_its_cell(cells: Sequence[str]) -> set[str]:
+    """What the last parameters cell among those run so far sets, by its source, and papermill's beside it.
+
+    It is the cell that sets `profile`; nothing if there is none, as outside of IPython.
+    """
+    found: set[str] = set()
+    for source in reversed(cells):
+        with suppress(SyntaxError):  # IPython's own, such as a magic
+            named = (node.targets for node in ast.parse(source).body if isinstance(node, ast.Assign))
+            names = {target.id for targets in named for target in targets if isinstance(target, ast.Name)}
+            if "profile" in names:
+                found |= names
+            elif found:
+                break
+    return found

@@ -12,16 +12,19 @@ without it is unfinished, and holds `checkpoint.pt` while it is being made.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import importlib
 import inspect
 import json
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -32,9 +35,11 @@ from torch import Tensor
 
 from lib.runtime import keys, ranks
 from lib.runtime.checkpoint import Checkpoint, SharedCheckpoint
-from lib.runtime.disk import atomic_path, exclusive
+from lib.runtime.disk import atomic_path, exclusive, set_aside
 
 Arguments, Result = ParamSpec("Arguments"), TypeVar("Result")
+Told, Make = Mapping[str, object], Callable[[Checkpoint], object]
+MAKERS = ("numpy", "timm", "open_clip_torch", "transformers", "peft", "datasets", "pillow")  # whose versions are noted
 _maker: ContextVar[int] = ContextVar("maker", default=0)
 _only_look: ContextVar[bool] = ContextVar("only_look", default=False)
 
@@ -106,9 +111,7 @@ class Store:
 
         return remembered
 
-    def _get(
-        self, folder: Path, told: Mapping[str, object], make: Callable[[Checkpoint], object], together: bool
-    ) -> object:
+    def _get(self, folder: Path, told: Told, make: Make, together: bool, again: bool = False) -> object:
         def has() -> bool:
             return (folder / "about.json").is_file()
 
@@ -127,11 +130,16 @@ class Store:
             with exclusive(folder):
                 if not has():  # nor was it made while this process waited
                     self._make(folder, told, make, Checkpoint)
-        return self._load(folder)
+        try:
+            return self._read(folder)
+        except Exception as error:
+            if again or not _damaged(error) or ranks.count() > 1:
+                raise ValueError(f"the result in {folder} cannot be read ({error}); delete it for a new one") from None
+            aside = set_aside(folder)
+            print(f"the result in {folder} is damaged ({error}): it is now {aside.name}, and made again", flush=True)
+        return self._get(folder, told, make, together, again=True)
 
-    def _make(
-        self, folder: Path, told: Mapping[str, object], make: Callable[[Checkpoint], object], kind: type[Checkpoint]
-    ) -> None:
+    def _make(self, folder: Path, told: Told, make: Make, kind: type[Checkpoint]) -> None:
         started = time.monotonic()
         result = make(kind(folder / "checkpoint.pt"))
         if kind is SharedCheckpoint and ranks.number() != 0:
@@ -144,16 +152,10 @@ class Store:
         for name, table in tables.items():
             with atomic_path(folder / f"{name}.parquet") as temporary:
                 table.to_parquet(temporary)
-        about = {"result": form, **told, **circumstances(time.monotonic() - started)}
+        about = {"result": form, **told, **circumstances(time.monotonic() - started, self.device)}
         with atomic_path(folder / "about.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1) + "\n")
         (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-    def _load(self, folder: Path) -> object:
-        try:
-            return self._read(folder)
-        except Exception as error:
-            raise ValueError(f"the result in {folder} cannot be read ({error}); delete it to make it anew") from None
 
     def _read(self, folder: Path) -> object:
         tensors = load_file(folder / "tensors.safetensors")
@@ -173,6 +175,13 @@ class Store:
             return _class(kind)(**{name: part(inner) for name, inner in value.items()})
 
         return part(json.loads((folder / "about.json").read_text())["result"])
+
+
+def _damaged(error: Exception) -> bool:
+    """Whether the files of a result say nothing sensible; not, that there was no reaching or holding them now."""
+    if isinstance(error, OSError):
+        return error.errno in (None, errno.ENOENT)
+    return not isinstance(error, MemoryError | RuntimeError)
 
 
 def _taken_apart(
@@ -223,13 +232,16 @@ def _class(place: str) -> type:
     raise ValueError(f"'{place}' is no dataclass of this study")
 
 
-def circumstances(seconds: float) -> dict[str, object]:
-    """What to note beside a result: versions, machine, seconds, peak resident memory of this process in MiB."""
+def circumstances(seconds: float, device: str = "cpu") -> dict[str, object]:
+    """What to note beside a result: versions, machine, device, seconds, peak resident memory of this process in MiB."""
     together = {"processes": ranks.count()} if ranks.count() > 1 else {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB, on macOS in bytes
     return together | {
         "seconds": round(seconds, 2),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_memory_mib": round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "torch": torch.__version__,
+        **{name: version(name) for name in MAKERS},
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

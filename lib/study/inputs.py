@@ -16,6 +16,7 @@ from lib.files.lineages import path_of, pattern_of
 from lib.study.profiles import LanguageProfile, Profile
 
 DATA = "+data="  # what the hash follows in a label
+ADDED = ("+precision=", "+device=", DATA)  # what follows the profile's own label, in this order
 # Parquet files and zip archives end with an index of what they hold, safetensors with a layer: that of a corrected file
 # is another one. With so many files that opening them takes long, they are images, and their sizes say enough.
 TAIL, MANY = 1 << 16, 500
@@ -61,29 +62,34 @@ def _experts(profile: Profile) -> dict[str, Path]:
 
 
 def chosen(profile: Profile, data_root: str = "") -> dict[str, str]:
-    """The inputs that the user has chosen: a fingerprint of each local set and expert, the name of one on the hub.
+    """The inputs that the user has chosen: fingerprints of local sets, experts and models, the name of one on the hub.
 
-    Empty if `data_root` has none of the profile's tasks and no experts are given.
+    Empty if `data_root` has none of the profile's tasks, and neither experts nor weights in a file are given.
     """
     sets = {task: fingerprint(place) for task, place in local_sets(profile, data_root).items()}
     experts = _experts(profile).items()
     named = {task: fingerprint(place) if place.exists() else f"hub:{place}" for task, place in experts}
-    return sets | {f"expert of {task}": told for task, told in named.items()}
+    weights = {field: Path(getattr(profile, field, "")).expanduser() for field in ("model", "pretrained")}
+    files = {
+        f"file of {field}": fingerprint(place) for field, place in weights.items() if place.name and place.exists()
+    }
+    return sets | {f"expert of {task}": told for task, told in named.items()} | files
 
 
-def label_of(profile: Profile, data_root: str = "") -> str:
+def label_of(profile: Profile, data_root: str = "", *, precision: str = "auto", device: str = "auto") -> str:
     """Under which name results are filed: that of the profile, what was changed, and a hash of the chosen inputs.
 
-    For example `tiny+mask_steps=50` or `tiny-real+data=1a2b3c4d`.
+    For example `tiny+mask_steps=50`, `tiny+precision=bf16` or `tiny-real+data=1a2b3c4d`. At most 100 bytes.
     """
     inputs = chosen(profile, data_root)
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
-    return profile.label + (f"{DATA}{digest}" if inputs else "")
+    added = dict(zip(ADDED, (precision, device, digest if inputs else "auto"), strict=True))
+    return profile.label + "".join(f"{name}{value}" for name, value in added.items() if value != "auto")
 
 
 def without_data(label: str) -> str:
-    """The label without the hash: under that name tables are committed."""
-    return label.partition(DATA)[0]
+    """The label without the hash, the precision and the device: under that name tables are committed."""
+    return min((label.partition(name)[0] for name in ADDED), key=len)
 
 
 def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:

@@ -16,9 +16,11 @@ from pydantic.dataclasses import dataclass
 
 from lib.files.lineages import OWN, lineage_of, pattern_of
 from lib.runtime.disk import ROOT
+from lib.runtime.names import shortened
 from lib.runtime.parameters import STRICT, checked, closest, refuse_unknown
 
 FILE = ROOT / "data" / "profiles.toml"
+LABEL_BYTES = 56  # of a label; with what `lib.study.inputs.label_of` adds they are 100, and file systems take 255
 SPLITS = ("train", "validation", "adaptation", "test")
 
 Count = Annotated[int, Field(gt=0)]
@@ -98,13 +100,14 @@ class Profile:
 
     @property
     def label(self) -> str:
-        """The name and what differs from that profile, e.g. `tiny+mask_steps=50`."""
+        """The name and what differs from that profile, e.g. `tiny+mask_steps=50`; much of it as a hash."""
         original = PROFILES[self.name]
         changed = {name: value for name, value in vars(self).items() if value != getattr(original, name)}
         if "tasks" in changed:
             changed["tasks"] = ",".join(self.task_names)
         label = self.name + "".join(f"+{name}={value}" for name, value in changed.items())
-        return label.replace("/", "_").replace("{", "").replace("}", "")  # braces mean something to Snakemake
+        label = label.replace("/", "_").replace("{", "").replace("}", "")  # braces mean something to Snakemake
+        return shortened(label, LABEL_BYTES)
 
     @property
     def lineage(self) -> str:
@@ -250,12 +253,17 @@ def family_of(notebook: str) -> str:
     return LanguageProfile.family if notebook.startswith("2") else VisionProfile.family
 
 
+def text_names(kind: type[Profile]) -> tuple[str, ...]:
+    """Which of these are text, whatever it looks like."""
+    return tuple(field.name for field in dataclasses.fields(kind) if field.type == "str")
+
+
 def field_names(kind: type[Profile]) -> tuple[str, ...]:
     """What can be changed in a profile of a kind."""
     return tuple(field.name for field in dataclasses.fields(kind) if field.name != "name")
 
 
-def get_profile(name: str, **overrides: object) -> Profile:
+def get_profile(name: str, /, **overrides: object) -> Profile:
     """Look up a profile and change some of its fields.
 
     Raises:

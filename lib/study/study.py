@@ -16,8 +16,8 @@ from PIL import Image
 from lib.files.lineages import tagged
 from lib.runtime import ranks
 from lib.runtime.device import Runtime, choose_runtime
-from lib.runtime.disk import ROOT, atomic_path, exclusive
-from lib.runtime.parameters import checked, refuse_unknown
+from lib.runtime.disk import ROOT, atomic_path, exclusive, written_below
+from lib.runtime.parameters import checked, names_in_its_cell, refuse_unknown
 from lib.runtime.processes import side_by_side
 from lib.runtime.store import NotMade, Store, circumstances, made_by, only_looking
 from lib.study.inputs import difference, inputs_of, label_of
@@ -25,7 +25,7 @@ from lib.study.profiles import PROFILES, SETTINGS, Profile, Settings, VisionProf
 from lib.study.tables import all_seeds, load_seeds, load_table, save_table, seed_folders
 
 Arguments, Result, Item = ParamSpec("Arguments"), TypeVar("Result"), TypeVar("Item")
-_OPENED = "_study_opened"  # left in the notebook's namespace by the first call: later variables are no parameters
+_OPENED = "_study_opened"  # left in the notebook's namespace by the first call: the names of its parameters
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Study:
         data_root: folder of a local mirror of data sets, or "" for the hub.
         runtime: device and precision.
         root: the repository (another folder in tests).
+        device: as it was asked for, which is part of the label.
+        precision: likewise.
     """
 
     profile: Profile
@@ -45,6 +47,8 @@ class Study:
     data_root: str = ""
     runtime: Runtime = field(default_factory=Runtime)
     root: Path = ROOT
+    device: str = "auto"
+    precision: str = "auto"
     opened: float = field(default_factory=time.monotonic, compare=False, repr=False)
 
     def claim(self, holds: bool, statement: str) -> None:
@@ -63,7 +67,7 @@ class Study:
     @property
     def cache(self) -> Path:
         """Git-ignored folder of what can be made again: drawn or decoded inputs, and the store."""
-        return self.root / "data" / "cache"
+        return written_below(self.root) / "data" / "cache"
 
     @property
     def store(self) -> Store:
@@ -104,12 +108,12 @@ class Study:
     @cached_property
     def label(self) -> str:
         """Under which name results are filed: changed parameters, other data and other experts each have their own."""
-        return label_of(self.profile, self.data_root)
+        return label_of(self.profile, self.data_root, precision=self.precision, device=self.device)
 
     @property
     def results(self) -> Path:
         """Folder of the live tables of this label and seed; the committed ones are below data/results."""
-        return self.root / "runs" / self.label / f"seed{self.seed}"
+        return written_below(self.root) / "runs" / self.label / f"seed{self.seed}"
 
     def save(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
         """Save a table as CSV under the study's results and give it back as it was read again.
@@ -128,13 +132,14 @@ class Study:
         return self.load(name)
 
     def _save(self, table: pd.DataFrame, name: str) -> None:
-        about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened)
+        about, noted = self.results / "about.json", circumstances(time.monotonic() - self.opened, self.runtime.device)
         with exclusive(self.results):  # another notebook may be saving at the same time
             inputs = self.refuse_other_inputs()
             save_table(tagged(table, self.profile.lineage), self.results / f"{name}.csv")
             old = self._about()
             noted = {
                 "parameters": asdict(self.profile),
+                "precision": self.runtime.precision,
                 "inputs": old.get("inputs", {}) | inputs,
                 "lineage": self.profile.lineage,
                 "seed": self.seed,
@@ -233,7 +238,9 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
 
     Call it right after the parameters cell, as `study = open_study(globals())`. Everything the notebook has defined by
     then is a parameter (given by its own cell, or by papermill's `-p`), so a misspelt one is caught here instead of
-    being ignored. Processes that torchrun started for the same notebook join each other here (see `lib.runtime.ranks`).
+    being ignored. When it is called again ("Run All" twice in one kernel), the notebook's own variables are there, too:
+    then the parameters are what the parameters cell says by now, and no variable that is called like one.
+    Processes that torchrun started for the same notebook join each other here (see `lib.runtime.ranks`).
 
     Args:
         namespace: the notebook's `globals()`.
@@ -253,8 +260,9 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
         for name, value in namespace.items()
         if not name.startswith("_") and name not in ("In", "Out") and isinstance(value, simple)
     }
-    if _OPENED in namespace:  # the cell is run again: the notebook's own variables are there by now
-        given = {name: value for name, value in given.items() if name in known}
+    if _OPENED in namespace:
+        names = names_in_its_cell(namespace.get("In", ())) or namespace[_OPENED]
+        given = {name: value for name, value in given.items() if name in names}
     refuse_unknown(given, known)
     settings = checked(Settings, {"profile": family.default} | {n: v for n, v in given.items() if n in SETTINGS})
     chosen = PROFILES.get(settings.profile)
@@ -267,8 +275,9 @@ def open_study(namespace: MutableMapping[str, object], family: type[Profile] = V
     overrides = {n: v for n, v in given.items() if n not in SETTINGS and (n, v) != ("tasks", "")}
     profile = get_profile(settings.profile, **overrides)
     runtime = choose_runtime(settings.device, settings.precision)
-    study = Study(profile, settings.seed, settings.data_root, runtime)
+    asked = {"device": settings.device, "precision": settings.precision}
+    study = Study(profile, settings.seed, settings.data_root, runtime, **asked)
     study.refuse_other_inputs()
     ranks.join(runtime)
-    namespace[_OPENED] = True
+    namespace[_OPENED] = tuple(given)
     return study

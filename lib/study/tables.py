@@ -10,6 +10,9 @@ import pandas as pd
 from lib.files.lineages import one_lineage
 from lib.runtime.disk import atomic_path
 
+# Columns whose entries are names: text, even of tasks that are called 101, 007, NA or null.
+NAMES = ("task", "other", "tasks", "subset", "method", "split", "lineage", "model", "layer")
+
 
 def save_table(table: pd.DataFrame, path: Path) -> Path:
     """Write a table as CSV, atomically, with numbers short enough to read (6 significant digits)."""
@@ -19,7 +22,7 @@ def save_table(table: pd.DataFrame, path: Path) -> Path:
 
 
 def load_table(path: Path) -> pd.DataFrame:
-    """Read a saved table.
+    """Read a saved table; only an empty field is a missing one, as it was written.
 
     Raises:
         FileNotFoundError: naming the table and the command that makes it.
@@ -27,7 +30,7 @@ def load_table(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no saved table at {path}: run the notebook that makes it, or `make study`")
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype=dict.fromkeys(NAMES, "str"), keep_default_na=False, na_values=[""])
     one_lineage(table)
     return table
 

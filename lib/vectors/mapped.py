@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.runtime.disk import atomic_path, exclusive
+from lib.runtime.disk import atomic_path, exclusive, set_aside
 from lib.runtime.keys import digest, key_of, remember_digest
 
 
@@ -105,6 +105,15 @@ def read_file(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is there to be read; one that is damaged is named, set aside, and counts as missing."""
+    try:
+        return path.is_file() and bool(read_file(path))
+    except ValueError as error:
+        print(f"{path} is damaged ({error}): it is now {set_aside(path).name}, and made again", flush=True)
+        return False
+
+
 def is_mapped(tensor: Tensor) -> bool:
     """Whether a tensor is what `read_file` gave: a view of a file, whose contents it was told."""
     return hasattr(tensor, "_known_digest")
@@ -147,7 +156,7 @@ def mapped_rows(folder: Path, rows: Iterable[Tensor], shape: tuple[int, int], de
     """
     key = key_of({"rows": list(determines), "shape": list(shape)})
     path = folder / f"{key}.npy"
-    if not path.is_file():
+    if not is_whole(path):
         with exclusive(folder):
             remove_unfinished(path)
             if not path.is_file():

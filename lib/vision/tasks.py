@@ -29,7 +29,7 @@ from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
 from lib.runtime.keys import code_of, key_of
 from lib.runtime.progress import progress
-from lib.vectors.mapped import Writer, in_words, new_file, read_file, remove_unfinished
+from lib.vectors.mapped import Writer, in_words, is_whole, new_file, read_file, remove_unfinished
 from lib.vision.decoding import decode_rows, fit
 from lib.vision.registry import REGISTRY
 from worlds.images import MODULES, TASK_WILD, Job, draw_splits, drawing
@@ -154,7 +154,7 @@ def load_splits(
         DataError: for a wrong split name and for whatever is wrong with the files; see `lib.files.sets`.
     """
     paths = {task.name: _cached(task, split, sizes, image_size, data_root, cache, seed) for task in tasks}
-    missing = [task for task in tasks if not paths[task.name].is_file()]
+    missing = [task for task in tasks if not is_whole(paths[task.name])]
     jobs = {task.name: Job(task.name, split, sizes[split], seed) for task in missing if task.source == "drawn"}
     for name, (images, labels) in zip(jobs, draw_splits(list(jobs.values())), strict=True):
         if image_size != images.shape[-1]:
@@ -198,10 +198,7 @@ def _cached(
 
 
 def _read(path: Path) -> Split:
-    try:
-        tensors = read_file(path)
-    except ValueError as error:
-        raise DataError(f"cached images {path} cannot be read ({error}); delete the file") from error
+    tensors = read_file(path)
     return Split(tensors["images"], tensors["labels"])
 
 

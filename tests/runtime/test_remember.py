@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -232,32 +233,53 @@ def keep_and_change(store, change):
     return lambda: store.remember(result)("expert")
 
 
+def made_again(store, read, capsys, told):
+    """It is made once more, with one line, and what lay there is kept."""
+    assert same(read(), RESULTS["expert"])
+    assert told in (shown := capsys.readouterr().out)
+    assert shown.count("made again") == 1
+    assert same(read(), RESULTS["expert"])
+    assert capsys.readouterr().out == ""
+    assert len(CALLS) == 2
+    assert len(list(store.root.glob("*/*.damaged1"))) == 1
+
+
 @pytest.mark.parametrize("place", ["os:system", "lib.runtime.disk:exclusive", "library.of.others:Expert"])
-def test_a_class_that_is_none_of_this_study_is_refused(store, place):
+def test_a_class_that_is_none_of_this_study_is_refused(store, place, capsys):
     read = keep_and_change(store, lambda text: text.replace("lib.vectors.fine_tuning:Expert", place))
-    with pytest.raises(ValueError, match=rf"'{place}' is no dataclass of this study\); delete it to make it anew"):
-        read()
+    made_again(store, read, capsys, f"damaged ('{place}' is no dataclass of this study)")
 
 
 @pytest.mark.parametrize(
     "change", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: text.replace("result.theta", "x")]
 )
-def test_a_damaged_result_says_what_to_delete(store, change):
+def test_a_damaged_result_is_named_set_aside_and_made_again(store, change, capsys):
     read = keep_and_change(store, change)
-    with pytest.raises(ValueError, match=rf"the result in {store.root}.* cannot be read \(.*\); delete it"):
-        read()
+    made_again(store, read, capsys, f"the result in {store.root}")
 
 
 @pytest.mark.parametrize("name", ["tensors.safetensors", "result.curve.parquet"])
-def test_so_does_a_damaged_file(store, name):
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes()[:40]), Path.unlink])
+def test_so_is_one_with_a_damaged_file(store, name, change, capsys):
     read = keep_and_change(store, lambda text: text)
     (path,) = store.root.rglob(name)
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r"cannot be read .* delete it"):
+    change(path)
+    made_again(store, read, capsys, "is damaged (")
+
+
+def test_who_only_looks_for_a_damaged_result_finds_none(store):
+    read = keep_and_change(store, lambda text: "")
+    with pytest.raises(NotMade), only_looking():
         read()
-    path.unlink()
-    with pytest.raises(ValueError, match=r"cannot be read .* delete it"):
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), PermissionError(13, "not yours"), RuntimeError("CUDA is gone")])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(store, monkeypatch, error):
+    read = keep_and_change(store, lambda text: text)
+    monkeypatch.setattr("lib.runtime.store.load_file", lambda path: (_ for _ in ()).throw(error))
+    with pytest.raises(ValueError, match=rf"the result in {store.root}.* cannot be read \(.*\); delete it"):
         read()
+    assert not list(store.root.rglob("*.damaged*"))
 
 
 # --- several processes

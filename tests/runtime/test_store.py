@@ -51,12 +51,21 @@ def test_a_hostile_checkpoint_runs_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(ValueError, match="cannot be read"):
-        Checkpoint(path).load()
+    assert Checkpoint(path).load() is None
     torch.save({"x": Hostile()}, path)
-    with pytest.raises(ValueError, match="delete it to start afresh"):
-        Checkpoint(path).load()
+    assert Checkpoint(path).load() is None
     assert not (tmp_path / "hostile_was_here").exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, capsys):
+    path = tmp_path / "checkpoint.pt"
+    Checkpoint(path, every=0).save(lambda: {"step": 3})
+    path.write_bytes(path.read_bytes()[:100])
+    assert Checkpoint(path).load() is None
+    assert f"{path} is damaged (" in capsys.readouterr().out
+    assert [found.name for found in tmp_path.iterdir()] == ["checkpoint.pt.damaged1"]
+    Checkpoint(path, every=0).save(lambda: {"step": 4})
+    assert Checkpoint(path).load() == {"step": 4}
 
 
 @pytest.mark.parametrize("kind", [Checkpoint, SharedCheckpoint])

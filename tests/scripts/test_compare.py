@@ -78,7 +78,7 @@ def test_nothing_to_compare_with(study, tmp_path, capsys):
     study("runs/tiny", seed=1, fusion=FUSION)
     assert line(tmp_path, (1,)) == f"{nothing} committed tables of profile 'tiny', seed 1"
     study("runs/tiny+mask_steps=7", fusion=FUSION)
-    assert main(["--root", str(tmp_path), "--profile", "tiny+mask_steps=7", "--seeds", "0 1"]) == 0
+    assert main(["--root", str(tmp_path), "--run", str(tmp_path / "runs/tiny+mask_steps=7"), "--seeds", "0 1"]) == 0
     assert capsys.readouterr().out == f"{nothing} committed tables of profile 'tiny+mask_steps=7', seeds 0, 1\n"
 
 
@@ -86,5 +86,5 @@ def test_other_data_are_mentioned(study, tmp_path, capsys):
     (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "tiny+data=1a2b3c4d")
     for folder, told in (("data/results/tiny", "old"), ("runs/tiny+data=1a2b3c4d", "new")):
         (tmp_path / folder / "seed0" / "about.json").write_text(json.dumps({"inputs": {"mnist": told}}))
-    main(["--root", str(tmp_path), "--profile", "tiny+data=1a2b3c4d"])
+    main(["--root", str(tmp_path), "--run", str(tmp_path / "runs" / "tiny+data=1a2b3c4d")])
     assert capsys.readouterr().out == "Compared with our tables (of other data): all 2 are equal bit for bit\n"

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from scripts.publish import publish, tables_of, with_outputs
+from scripts.publish import publish, run_of, tables_of, with_outputs
 from scripts.run_notebook import run_notebook
 
 PARAMETERS = new_code_cell("seed = 0", metadata={"tags": ["parameters"]})
@@ -77,9 +77,13 @@ def test_a_run_on_the_users_data_is_published_under_the_profiles_name(root):
     publish(root, "tiny-full", [0])
     assert (root / "data" / "results" / "tiny-full" / "seed0" / "fusion.csv").is_file()
     (root / "runs" / "tiny-full+data=33334444").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"several data: .*=11112222, tiny-full\+data=33334444; name"):
+    with pytest.raises(
+        FileNotFoundError, match=r"several data or devices: .*=11112222, tiny-full\+data=33334444; name"
+    ):
         publish(root, "tiny-full", [0])
     publish(root, "tiny-full+data=11112222", [1])
+    (root / "runs" / "tiny-full+data=33334444").rename(root / "runs" / "tiny-full+precision=bf16+data=33334444")
+    assert run_of(root, "tiny-full+precision=bf16+data=33334444").is_dir()
     assert [path.name for path in (root / "data" / "results").iterdir()] == ["tiny-full"]
     assert (root / "data" / "results" / "tiny-full" / "seed1").is_dir()
 

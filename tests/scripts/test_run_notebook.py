@@ -3,16 +3,18 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cached_property
 
 import nbformat
 import psutil
 import pytest
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from lib.runtime.disk import ROOT
 from lib.runtime.parameters import typed
-from lib.study.profiles import family_of, get_profile
-from scripts.run_notebook import NotebookStopped, Report, main, run_notebook
+from scripts.run_notebook import NotebookStopped, Report, ThisPython, main, run_notebook
 
 
 @pytest.fixture
@@ -130,36 +132,48 @@ def test_printed_text_appears_line_by_line():
     assert shown.getvalue().splitlines()[-1] == "  nb  rest"
 
 
-@pytest.mark.parametrize(
-    ("profile", "seeds", "params"),
-    [
-        ("tiny", "3", "mask_steps=50"),
-        ("tiny", "0 1 2", "experts=~/clip/{task}/finetuned.pt"),
-        ("tiny-t5", "3", "adapters=~/experts/{task}"),
-        ("tiny-t5", "0 1 2", "mask_steps=50"),
-        ("deit-tiny", "0", "mask_steps=50"),
-        ("deit-tiny", "0 1", "mask_steps=50"),
-    ],
-)
-def test_the_graph_of_the_study(tmp_path, profile, seeds, params):
-    """The Snakefile plans every notebook of a family once per seed (some once for all), with no results there yet."""
-    text = (ROOT / "Snakefile").read_text()
-    (tmp_path / "Snakefile").write_text(text)
-    (tmp_path / "notebooks").mkdir()
-    names = re.findall(r'^    "(\d\d_\w+)": \(', text, re.MULTILINE)
-    once = re.findall(r'"(\d\d_\w+)"', text.split("ONCE = ")[1].split("\n")[0])
-    assert sorted(names) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-    assert set(once) < set(names)
-    for name in names:
-        nbformat.write(new_notebook(cells=[new_code_cell("1")]), tmp_path / "notebooks" / f"{name}.ipynb")
-    names = [name for name in names if family_of(name) == get_profile(profile).family]
-    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", "--config", f"params={params}"]
-    command += [f"seeds={seeds}", f"profile={profile}"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    shown = (run.stdout + run.stderr).splitlines()
-    planned = [line.split()[1].rstrip(":") for line in shown if line.startswith(("rule ", "localrule "))]
-    # Where only one notebook can run it has all cores; otherwise one, which Snakemake does not mention.
-    assert ("    threads: 2" in shown) == (len(names) == 1 and len(seeds.split()) == 1)
-    first, *more = seeds.split()
-    wanted = [f"{name}_seed{seed}" for name in names for seed in ([first] if name in once else [first, *more])]
-    assert sorted(planned) == sorted([*(wanted if more else names), "figures", "all"]), run.stderr
+def test_the_kernel_is_the_python_that_runs_whatever_kernels_are_installed(notebook, tmp_path, monkeypatch):
+    spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["/bin/false", "{connection_file}"], "display_name": "another", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    shown = io.StringIO()
+    run_notebook(notebook("import sys\nprint(sys.executable)"), tmp_path / "out.ipynb", stream=shown)
+    assert f"  07  {sys.executable}" in shown.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(("times", "stops"), [(1, False), (2, True)])
+def test_a_kernel_that_does_not_start_is_tried_once_more(notebook, tmp_path, monkeypatch, times, stops):
+    broken = {"argv": [sys.executable, "-c", "raise SystemExit(3)"], "display_name": "", "language": "python"}
+    specs = iter([broken] * times + [get_kernel_dict()])
+
+    class SometimesBroken(ThisPython):
+        @cached_property
+        def kernel_spec(self):
+            return KernelSpec(**next(specs))
+
+    monkeypatch.setattr("scripts.run_notebook.ThisPython", SometimesBroken)
+    shown = io.StringIO()
+    if stops:
+        with pytest.raises(NotebookStopped, match=r"07_toy was not begun: its Python, .*python\S* -m ipykernel"):
+            run_notebook(notebook("1"), tmp_path / "out.ipynb", stream=shown)
+    else:
+        run_notebook(notebook("1"), tmp_path / "out.ipynb", stream=shown)
+    assert shown.getvalue().count("once more") == 1
+    assert (tmp_path / "out.ipynb").exists() != stops
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00binary", b"[]", b"{}", b""])
+def test_what_is_no_notebook_is_said_in_one_line(tmp_path, capsys, content):
+    (tmp_path / "broken.ipynb").write_bytes(content)
+    assert main([str(tmp_path / "broken.ipynb"), str(tmp_path / "out.ipynb")]) == 1
+    assert "broken.ipynb is no readable notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--with-log"]])
+def test_an_output_that_cannot_be_written_is_said_in_one_line(notebook, tmp_path, capsys, options):
+    (tmp_path / "file").touch()
+    assert main([str(notebook("1")), str(tmp_path / "file" / "out.ipynb"), *options]) == 1
+    told = capsys.readouterr().err
+    assert re.search("07_toy.* (stopped|was not begun): .*(Not a directory|File exists)", told)
+    assert "Traceback" not in told

@@ -79,6 +79,18 @@ def test_experts_are_told_apart_by_their_files(tmp_path):
     assert chosen(adapters) == {"expert of cola": fingerprint(tmp_path / "cola")}
 
 
+def test_weights_in_a_file_are_told_apart_too(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    profile = get_profile("deit-tiny", tasks="mnist", pretrained=str(weights))
+    absent = label_of(profile)
+    weights.write_bytes(bytes(1000))
+    first = label_of(profile)
+    weights.write_bytes(bytes(999) + b"1")
+    assert len({absent, first, label_of(profile)}) == 3
+    assert list(chosen(profile)) == ["file of pretrained"]
+    assert chosen(get_profile("tiny-t5", model=str(tmp_path))) == {"file of model": fingerprint(tmp_path)}
+
+
 def test_about_json_says_what_the_tables_were_made_from(root, profile, tmp_path):
     study = Study(profile, data_root=str(root), root=tmp_path)
     study.save(TABLE, "fusion")

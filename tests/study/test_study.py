@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from lib.runtime.device import Runtime, choose_runtime
+from lib.study.inputs import label_of, without_data
 from lib.study.profiles import PROFILES, get_profile
 from lib.study.study import Study, open_study
 from lib.study.tables import save_table
@@ -71,6 +72,84 @@ def test_running_the_cell_again_ignores_the_notebooks_own_variables():
     namespace["seed"] = "two"
     with pytest.raises(ValueError, match="parameter 'seed'"):
         open_study(namespace)
+
+
+def kernel(*cells):
+    """A notebook's namespace in which cells were run, as IPython keeps it; the study is opened in one more."""
+    namespace = {"In": [""], "open_study": open_study}
+
+    def run(*more):
+        for cell in more:
+            namespace["In"].append(cell)
+            if not cell.startswith("%"):
+                exec(cell, namespace)
+        return namespace["study"]
+
+    run(*cells)
+    return run
+
+
+PARAMETERS, OPEN = "profile = 'tiny'\nseed = 1", "study = open_study(globals())"
+
+
+@pytest.mark.parametrize("variables", ["temperature = 0.01", "model = 'ViT-B_32'", "for mask_steps in (1, 2): pass"])
+def test_run_all_twice_opens_the_same_study(variables):
+    run = kernel(PARAMETERS, OPEN, "%matplotlib inline", variables)
+    first = run("print(study.label)")
+    assert run(OPEN) == first, "the cell alone"
+    assert run(PARAMETERS, OPEN, variables) == first
+    assert run(PARAMETERS, "# Parameters\nseed = 2\nprofile = 'tiny'", OPEN).label == "tiny", "papermill's cell"
+
+
+def test_the_parameters_cell_may_be_edited():
+    run = kernel(PARAMETERS + "\nmask_rate = 0.5", OPEN, "temperature = 0.01", "tasks = [1]")
+    assert run(PARAMETERS + "\nmask_steps = 7", OPEN).profile == get_profile("tiny", mask_steps=7), (
+        "one added, one gone"
+    )
+    with pytest.raises(ValueError, match=r"unknown parameter 'mask_stepz' .did you mean 'mask_steps'"):
+        run(PARAMETERS + "\nmask_stepz = 7", OPEN)
+
+
+def test_names_are_at_most_100_bytes_and_tell_everything_apart():
+    many = " ".join(f"my_data_set_number_{number}_größe" for number in range(30))
+    one = get_profile(
+        "tiny-real", tasks=many, mask_steps=7, experts="/gpfs/home/somebody/checkpoints/{task}/finetuned.pt"
+    )
+    other = get_profile("tiny-real", tasks=many, mask_steps=8, experts=one.experts)
+    labels = {label_of(profile, precision="bf16", device="cuda:15") for profile in (one, other)}
+    assert len(labels) == 2
+    assert all(len(label.encode()) <= 100 and label.startswith("tiny-real+tasks=my_data_set") for label in labels)
+    assert {without_data(label) for label in labels} == {one.label, other.label}
+    assert Study(one).folders("fusion") == {}, "no path is too long"
+
+
+def test_precision_and_device_are_in_the_name_and_in_about_json(tmp_path):
+    study = open_study({"precision": "bf16", "device": "cpu"})
+    assert study.label == "tiny+precision=bf16+device=cpu"
+    study = Study(study.profile, runtime=study.runtime, root=tmp_path, precision="bf16", device="cpu")
+    saved(study, "fusion", accuracy=0.5)
+    about = json.loads((study.results / "about.json").read_text())
+    assert (about["precision"], about["device"]) == ("bf16", "cpu")
+    assert {"torch", "timm", "transformers", "open_clip_torch"} <= set(about)
+
+
+def test_results_go_elsewhere_by_one_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path))
+    study = open_study({})
+    assert (study.results, study.cache) == (tmp_path / "runs" / "tiny" / "seed0", tmp_path / "data" / "cache")
+
+
+@pytest.mark.parametrize("name", ["101", "007", "NA", "null", "None", "nan", "1e3", "True", ""])
+def test_a_name_comes_back_as_it_was_whatever_it_looks_like(tmp_path, name):
+    table = pd.DataFrame({"task": [name or None] * 2, "method": "101", "accuracy": [0.5, float("nan")], "seed": 0})
+    back = Study(PROFILES["tiny"], root=tmp_path).save(table, "fusion")
+    assert back["task"].tolist() == [name] * 2 if name else back["task"].isna().all()
+    assert (back["method"] == "101").all()
+    assert (back["accuracy"][0], back["accuracy"].isna().tolist(), back["seed"].tolist()) == (
+        0.5,
+        [False, True],
+        [0, 0],
+    )
 
 
 def saved(study, *names, **columns):
