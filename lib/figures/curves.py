@@ -12,11 +12,11 @@ from matplotlib.patches import FancyBboxPatch
 from lib.figures.plotting import (
     BLUE,
     OBJECTIVE_COLOURS,
+    OBJECTIVE_NAMES,
     PALETTE,
     RED,
     REFERENCE,
     band,
-    clean,
     method_colours,
     new_figure,
     percent_axis,
@@ -136,10 +136,12 @@ def mask_steps(table: Table) -> Figure:
         wide = 100 * own.pivot_table(index="step", columns="seed", values="accuracy")
         gain = wide - wide.iloc[0]
         name = "information-maximisation" if ", IM" in method else "entropy"
-        style = {"color": OBJECTIVE_COLOURS[name], "ls": "-", "lw": 2, "marker": "o", "ms": 5, "label": clean(name)}
+        style = {"color": OBJECTIVE_COLOURS[name], "lw": 2, "marker": "o", "ms": 5, "label": OBJECTIVE_NAMES[name]}
         band(axes, gain.mean(axis=1), gain.std(axis=1, ddof=1), **style)
     axes.axhline(0, **REFERENCE)
-    axes.set(xlabel="optimiser steps of the mask", ylabel="gain over no mask (points)")
+    axes.set(
+        xlabel="optimiser steps of the mask", ylabel="gain over no mask, on a sample\nof held-out examples (points)"
+    )
     axes.set_title(f"What the mask alone gains, step by step; {seed_count(rows)}")
     axes.legend(frameon=False, title="objective")
     return figure

@@ -123,7 +123,7 @@ def _gains(table: Table, base: str) -> Figure:
     method_rows(axes, difference, colours_of(difference.columns), "+.1f")
     sizes = difference.mean().abs().sort_values()
     if len(sizes) > 2 and sizes.iloc[-1] > 5 * sizes.iloc[-2]:
-        near = difference.drop(columns=sizes.index[-1])
+        near = difference.drop(columns=sizes.index[-1]).groupby("task").mean()
         low, high = min(near.min().min(), 0), max(near.max().max(), 0)
         axes.set_xlim(low - 0.08 * (high - low), high + 0.08 * (high - low))
         _off_scale(axes, difference, sizes.index[-1])

@@ -223,8 +223,8 @@ def method_rows(axes: Axes, wide: pd.DataFrame, colours: Mapping[str, object], f
 
 def rows_legend(figure: Figure, several_seeds: bool, tuned: bool = False) -> None:
     """What dots, bars, ticks and rings of `method_rows` are, below the panels."""
-    words = {"o": "mean over tasks" + (" and seeds, bar: standard deviation over seeds" if several_seeds else "")}
-    words |= {"|": "one task"} | ({"ring": "mean, factor tuned on validation labels"} if tuned else {})
+    words = {"o": "mean over tasks" + (" (bar: its deviation over seeds)" if several_seeds else "")}
+    words |= {"|": "one task"} | ({"ring": "mean, factor tuned with labels"} if tuned else {})
     style = {"color": "0.4", "ls": "", "ms": 8}
     handles = [
         Line2D([], [], marker="o" if mark == "ring" else mark, mfc="none" if mark == "ring" else "0.4", **style)

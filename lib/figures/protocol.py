@@ -65,7 +65,7 @@ def protocol(table: Table) -> Figure:
     rows = differences(table)
     rows = rows[rows["choice"] != "base"]
     rows["name"] = [_named(choice, str(value)) for choice, value in zip(rows["choice"], rows["value"], strict=True)]
-    wide = rows.pivot_table(index="name", columns="phase", values="difference")[list(PHASES)].sort_values(PHASES[0])
+    wide = rows.pivot_table(index="name", columns="phase", values="difference").sort_values(next(iter(PHASES)))
     large = wide.abs().max(axis=1) > LARGE
     groups = [wide[part] for part in (~large, large) if part.any()]
     sizes = [len(group) + 0.9 for group in groups]
