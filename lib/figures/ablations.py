@@ -182,7 +182,7 @@ def mask_gain(table: Table) -> Figure:
         axes.errorbar(x, y, found["gain", "std"].fillna(0), ms=6, alpha=0.8, **style)
     axes.axhline(0, **REFERENCE)
     for count, places in (100 * table.groupby("count")["cancelled"].mean()).items():
-        axes.annotate(f"{count} tasks", (places, 1), (0, 2), xycoords=("data", "axes fraction"), ha="center",
+        axes.annotate(f"T = {count}", (places, 1), (0, 2), xycoords=("data", "axes fraction"), ha="center",
                       textcoords="offset points", color="0.4", fontsize=8.5)  # fmt: skip
     percent_axis(axes, "x", "share of the movement that cancels in the sum of task vectors (%)")
     axes.set_ylabel("gain by the mask (points)")

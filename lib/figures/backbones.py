@@ -68,7 +68,7 @@ def running_statistics(table: Table) -> Figure:
 
 
 def activation_variance(table: Table) -> Figure:
-    """Variance of a merged ConvNet's activations as a share of the experts', BatchNorm layer by layer."""
+    """Variance of a merged ConvNet's activations relative to the experts', BatchNorm layer by layer."""
     figure, axes = new_figure(6.5, 3.6)
     methods = in_order(table["method"].unique())
     colours = method_colours(methods)
@@ -77,16 +77,16 @@ def activation_variance(table: Table) -> Figure:
         layers = by_seed.groupby("position")
         band(
             axes,
-            100 * layers.mean(),
-            100 * layers.std(),
+            layers.mean(),
+            layers.std(),
             color=colours[method],
             ls=line,
             marker=mark,
             ms=5,
             label=method,
         )
-    axes.axhline(100, ls="--", **REFERENCE)
-    percent_axis(axes, "y", "variance, % of the experts'")
+    axes.axhline(1, ls="--", **REFERENCE)
+    axes.set_ylabel("variance, relative to the experts'")
     axes.set_xlabel("BatchNorm layer, from input to output")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes.set_title(f"Variance of activations in the merged model; {seed_count(table)}")

@@ -62,6 +62,9 @@ COLOURS: dict[str, tuple[int, float]] = {
     "Concrete AdaMerging (layer-wise)": (GREEN, 0.0),
     "AdaMerging (layer-wise), IM": (PURPLE, -0.3),
     "Concrete AdaMerging (layer-wise), IM": (GREEN, -0.3),
+    "TALL masks": (GREY, 0.0),
+    "EMR-Merging": (GREY, -0.2),
+    "SyMerge": (GREY, -0.65),
     "Experts": (GREY, -0.45),
 }
 ORDER = tuple(COLOURS)
@@ -179,7 +182,7 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 def plain(method: str) -> str:
     """What a name such as "AdaMerging (layer-wise) on TSV-M, experts" is a variant of."""
-    return method.partition(",")[0].partition(" on ")[0]
+    return method.partition(",")[0].partition(" on ")[0].removesuffix(" (tuned)")
 
 
 def spread(values: pd.Series) -> float | None:
