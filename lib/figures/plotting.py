@@ -31,6 +31,7 @@ OBJECTIVE_COLOURS: dict[str, Colour] = {
     "information-maximisation": PALETTE[BROWN],
     "expert-kl": INK,
 }
+KINDS = ((BLUE, 0.0), (YELLOW, -0.3), (GREEN, 0.0), (RED, 0.0), (SKY, 0.0), (PURPLE, 0.0), (GREY, -0.2))  # of layers
 TEMPERATURES = plt.Normalize(-1.3, 0.6)  # of log10: temperatures have an order, so their colours have too
 REFERENCE = {"color": "0.6", "lw": 1, "zorder": 0}  # every line to compare with
 
@@ -266,7 +267,7 @@ def same_limits(panels: Iterable[Axes], which: str) -> None:
 def by_kind(axes: Axes, table: pd.DataFrame, value: str) -> None:
     """A mark per layer at its depth, colour and shape by the kind of layer."""
     for place, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-        style = {"color": PALETTE[(0, 8, 2, 3, 9, 4, 7)[place % 7]], "marker": "os^DvPX"[place % 7], "label": kind}
+        style = {"color": shade(*KINDS[place % len(KINDS)]), "marker": "os^DvPX"[place % 7], "label": kind}
         axes.scatter(rows["position"], rows[value], s=26, lw=0, alpha=0.85, **style)
     axes.set_xlabel("parameter tensor, from input to output")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
