@@ -99,6 +99,7 @@ def similarity(table: Table) -> Figure:
         (panels[1], "sign_agreement", "Their signs, where both are large", "share of equal signs (white: chance)", 0.5),
     ):
         wide = table.pivot_table(index="task", columns="other", values=column, sort=False)
+        wide = wide.reindex(columns=wide.index)
         wide = wide.mask(np.triu(np.ones(wide.shape, dtype=bool))).iloc[1:, :-1]
         reach = (wide - centre).abs().max().max()
         limits = {"vmin": centre - reach, "vmax": centre + reach, "cmap": "vlag"}

@@ -65,7 +65,7 @@ COLOURS: dict[str, tuple[int, float]] = {
     "Concrete AdaMerging (layer-wise), IM": (GREEN, -0.3),
     "TALL masks": (GREY, 0.0),
     "EMR-Merging": (GREY, -0.2),
-    "SyMerge": (GREY, -0.65),
+    "SyMerge": (GREY, -0.32),
     "Experts": (GREY, -0.45),
 }
 ORDER = tuple(COLOURS)

@@ -22,7 +22,7 @@ def table(seeds=(0, 1, 2), **columns):
     """All combinations of the columns' values, with an accuracy up to 1 that differs between rows."""
     index = pd.MultiIndex.from_product([*columns.values(), seeds], names=[*columns, "seed"])
     rows = index.to_frame(index=False)
-    return rows.assign(accuracy=np.linspace(1.0, 0.4, len(rows)))
+    return rows.assign(accuracy=np.random.default_rng(0).permutation(np.linspace(0.4, 1.0, len(rows))))
 
 
 def scores():
@@ -31,7 +31,8 @@ def scores():
 
 def phases():
     rows = table(method=[PLAIN, MASKED, f"{PLAIN}, IM", f"{MASKED}, IM"], phase=["mask", "adaptation"], step=STEPS)
-    return rows.assign(loss=np.linspace(4, 2, len(rows)), averaging=0.4)
+    rows = rows.assign(loss=np.linspace(4, 2, len(rows)), averaging=0.4)
+    return rows[rows["method"].str.startswith("Concrete") | (rows["phase"] == "adaptation")]
 
 
 def pairs_of_tasks():
@@ -191,7 +192,7 @@ def test_dumbbells_show_both_methods_the_gain_and_the_mean():
     names = [label.get_text() for label in axes.get_yticklabels()][::-1]
     assert names == [*(task.replace("_", " ") for task in gains.index), "mean"]
     assert [text.get_text() for text in axes.texts][-1] == number(gains.iloc[0], "+.1f"), "the largest on top"
-    assert "0 tasks up, 3 down" in axes.get_xlabel()
+    assert f"{(gains > 0).sum()} tasks up, {(gains < 0).sum()} down" in axes.get_xlabel()
     with pytest.raises(ValueError, match="none of the pairs"):
         merging.by_task(rows[rows["method"] == PLAIN])
 
@@ -200,12 +201,12 @@ def test_the_plane_of_entropy_and_accuracy_joins_the_phases():
     axes = curves.entropy_against_accuracy(phases()).axes[0]
     paths = [line for line in axes.lines if not line.get_label().startswith("_")]
     assert [line.get_label() for line in paths] == [PLAIN, MASKED], "another objective has another loss"
-    assert [len(line.get_xdata()) for line in paths] == [6, 6]
+    assert [len(line.get_xdata()) for line in paths] == [3, 6]
     assert axes.xaxis_inverted()
 
 
 def test_the_gain_of_a_mask_starts_at_zero_and_is_taken_within_a_seed():
     rows = phases()
     rows["accuracy"] = 0.6 + 0.001 * rows["step"] + 0.1 * rows["seed"]
-    for line in curves.mask_steps(rows).axes[0].lines[:2]:
+    for line in curves.mask_steps(rows).axes[0].lines[:2]:  # then comes the line at no gain
         assert list(line.get_ydata()) == pytest.approx([0, 1, 2])
