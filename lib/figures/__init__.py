@@ -17,7 +17,14 @@ from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_cou
 from lib.figures.backbones import activation_variance, architectures, running_statistics
 from lib.figures.bases import any_base, few_coefficients, rates, unlabelled_data
 from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
-from lib.figures.curves import adaptation_curve, bilevel, mask_curve, phases
+from lib.figures.curves import (
+    adaptation_curve,
+    bilevel,
+    entropy_against_accuracy,
+    mask_curve,
+    mask_steps,
+    phases,
+)
 from lib.figures.experts import (
     contact_sheet,
     cross_evaluation,
@@ -42,6 +49,7 @@ from lib.figures.mask import (
 from lib.figures.merging import (
     adaptation,
     baselines,
+    by_task,
     coefficients,
     concrete_adamerging,
     concrete_coefficients,
@@ -72,6 +80,13 @@ ALL_SEEDS = (
     which_method,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
+
+# The figures that show a table again, from another side; the first of the tables that is there.
+AGAIN: dict[Callable[[Table], Figure], tuple[str, ...]] = {
+    entropy_against_accuracy: ("phases",),
+    mask_steps: ("phases",),
+    by_task: ("results", "real_images", "concrete_adamerging"),
+}
 
 # The figures that are drawn from no table, and a table of the notebook that shows them.
 FORMULAS: dict[Callable[[], Figure], str] = {
@@ -123,6 +138,11 @@ def draw_all(results: Path, out: Path, seed: int = 0) -> list[Path]:
             several = drawn in ALL_SEEDS
             table = all_seeds(seed_folders(results, name), name) if several else load_table(tables / f"{name}.csv")
             written.append(save(drawn(table), out / f"{name}.png"))
+    for drawn, names in AGAIN.items():
+        name = next((name for name in names if (tables / f"{name}.csv").is_file()), "")
+        if name:
+            table = all_seeds(seed_folders(results, name), name)
+            written.append(save(drawn(table), out / f"{drawn.__name__}.png"))
     return written
 
 

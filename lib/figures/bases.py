@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.figures.failures import NAMES
-from lib.figures.plotting import ORANGE, RED, SKY, new_figure, percent_axis, seed_count, spread
+from lib.figures.plotting import (
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_NAMES,
+    PALETTE,
+    RED,
+    REFERENCE,
+    method_colours,
+    new_figure,
+    percent_axis,
+    same_limits,
+    seed_count,
+    spread,
+)
 
 Table = pd.DataFrame
 
-OBJECTIVES = {**NAMES, "expert-kl": "KL to the experts"}
+ADAPTED, MASKED = method_colours(["AdaMerging (layer-wise)", "Concrete AdaMerging (layer-wise)"]).values()
 # The arms of the comparison: colour, marker, whether it is filled.
 ARMS = {
     "start": ("0.55", "|", True),
-    "coefficients": (SKY, "o", True),
-    "coefficients, as many gradients": (SKY, "o", False),
-    "mask and coefficients": (RED, "D", True),
-    "shuffled mask": (RED, "D", False),
+    "coefficients": (ADAPTED, "o", True),
+    "coefficients, as many gradients": (ADAPTED, "o", False),
+    "mask and coefficients": (MASKED, "D", True),
+    "shuffled mask": (MASKED, "D", False),
 }
 KINDS = ("one, fixed", "one per task", "one per layer and task")  # of coefficients
 
@@ -31,21 +41,21 @@ def rates(table: Table) -> Figure:
     Args:
         table: columns objective, rate, held_back (nats), accuracy (0 to 1), seed.
     """
-    kinds = [name for name in OBJECTIVES if name in set(table["objective"])]
+    kinds = [name for name in OBJECTIVE_NAMES if name in set(table["objective"])]
     figure, panels = new_figure(3.4 * len(kinds) + 1.2, 5, rows=2, columns=len(kinds))
     panels = np.reshape(panels, (2, len(kinds)))
     for column, kind in zip(panels.T, kinds, strict=True):
         rows = table[table["objective"] == kind]
         for axes, value, factor in zip(column, ("held_back", "accuracy"), (1, 100), strict=True):
             by_rate = factor * rows.groupby("rate")[value].mean()
-            axes.plot(by_rate.index, by_rate, "o-", color=sns.color_palette("colorblind")[SKY])
+            axes.plot(by_rate.index, by_rate, "o-", color=OBJECTIVE_COLOURS[kind])
             chosen = rows.groupby("rate")["held_back"].mean().idxmin()
-            axes.plot(chosen, by_rate[chosen], "o", ms=12, mfc="none", color=sns.color_palette("colorblind")[ORANGE])
+            axes.plot(chosen, by_rate[chosen], "o", ms=12, mfc="none", color=PALETTE[RED], mew=1.5)
             axes.set_xscale("log")
             axes.set_xticks(by_rate.index, [f"{rate:g}" for rate in by_rate.index])
             axes.minorticks_off()
             axes.margins(0.15)
-        column[0].set_title(OBJECTIVES[kind])
+        column[0].set_title(OBJECTIVE_NAMES[kind])
         column[1].set_xlabel("learning rate")
     panels[0][0].set_ylabel("held-back objective (nats)")
     for axes in panels[1]:
@@ -61,27 +71,26 @@ def any_base(table: Table) -> Figure:
     Args:
         table: columns objective, base, arm (of `ARMS`), task, seed, accuracy (0 to 1).
     """
-    kinds = [name for name in OBJECTIVES if name in set(table["objective"])]
+    kinds = [name for name in OBJECTIVE_NAMES if name in set(table["objective"])]
     counts = [table.loc[table["objective"] == kind, "base"].nunique() for kind in kinds]
     figure, panels = new_figure(7.5, 0.62 * sum(counts) + 1.1 * len(kinds) + 0.5, rows=len(kinds))
     for axes, kind in zip(np.atleast_1d(panels), kinds, strict=True):
         _bases(axes, table[table["objective"] == kind])
-        axes.set_title(OBJECTIVES[kind], loc="left")
+        axes.set_title(OBJECTIVE_NAMES[kind], loc="left")
     first = np.atleast_1d(panels)[0]
-    first.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    lows, highs = zip(*(axes.get_xlim() for axes in np.atleast_1d(panels)), strict=True)
+    first.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
+    same_limits(np.atleast_1d(panels), "x")
     for axes in np.atleast_1d(panels):
-        axes.set_xlim(min(lows), max(highs))
         percent_axis(axes, "x", "")
-    axes.set_xlabel(f"held-out accuracy (%), mean over tasks; {seed_count(table)}")
+    axes.set_xlabel("held-out accuracy (%), mean over tasks")
+    figure.suptitle(f"What coefficients and a mask add to each base; {seed_count(table)}", fontsize=11)
     return figure
 
 
 def _bases(axes: Axes, rows: Table) -> None:
     """A row per base, a mark per arm; bars are standard deviations over seeds."""
-    palette, names = sns.color_palette("colorblind"), list(rows["base"].unique())
+    names = list(rows["base"].unique())
     for number, (arm, (colour, marker, filled)) in enumerate(ARMS.items()):
-        colour = palette[colour] if isinstance(colour, int) else colour
         for height, name in enumerate(reversed(names)):
             own = rows[(rows["base"] == name) & (rows["arm"] == arm)]
             by_seed = 100 * own.groupby("seed")["accuracy"].mean()
@@ -109,7 +118,7 @@ def few_coefficients(table: Table) -> Figure:
     """
     kinds = [name for name in KINDS if name in set(table["coefficients"])]
     figure, axes = new_figure(7.5, 0.75 * len(kinds) + 1.1)
-    colours = [sns.color_palette("colorblind")[colour] for colour in (SKY, RED)]
+    colours = (ADAPTED, MASKED)
     for height, kind in enumerate(reversed(kinds)):
         rows = 100 * table[table["coefficients"] == kind].groupby(["mask", "seed"])["accuracy"].mean()
         pair = [rows[mask] for mask in ("no mask", "mask")]
@@ -138,24 +147,16 @@ def unlabelled_data(table: Table) -> Figure:
     figure, (left, middle, right) = new_figure(12.5, 4.2, columns=3)
     amount, mixture = (table[table["experiment"] == name] for name in ("amount", "mixture"))
     _amounts(left, amount)
-    _kinds(middle, amount[amount["images"] == amount["images"].max()], "all images, by source")
-    _kinds(right, mixture, "mixture of classes")
+    _kinds(middle, amount[amount["images"] == amount["images"].max()], "by where they come from")
+    _kinds(right, mixture, "by their mixture of classes")
     for axes in (left, middle, right):
-        axes.axhline(100 * table["start_accuracy"].mean(), color="0.6", lw=1, zorder=0)
-    low, high = (
-        pick(axes.get_ylim()[place] for axes in (left, middle, right)) for place, pick in enumerate((min, max))
-    )
+        axes.axhline(100 * table["start_accuracy"].mean(), **REFERENCE)
+    same_limits((left, middle, right), "y")
     for axes in (left, middle, right):
-        axes.set_ylim(low, high)
         percent_axis(axes, "y", "held-out accuracy (%)" if axes is left else "")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=9)
     figure.suptitle(f"Layer-wise AdaMerging; grey: its start, Task Arithmetic; {seed_count(table)}", fontsize=11)
     return figure
-
-
-def _colour(objective: str) -> tuple[float, float, float]:
-    """As in notebook 08 for the two objectives there."""
-    return sns.color_palette("colorblind")[list(OBJECTIVES).index(objective)]
 
 
 def _amounts(axes: Axes, rows: Table) -> None:
@@ -166,25 +167,32 @@ def _amounts(axes: Axes, rows: Table) -> None:
         by_count = 100 * own.groupby(["images", "seed"])["accuracy"].mean()
         mean, deviation = (getattr(by_count.groupby("images"), name)() for name in ("mean", "std"))
         first = source == "adaptation split"
-        style = {"ls": "-" if first else "--", "marker": "o", "ms": 5, "mfc": _colour(objective) if first else "white"}
-        label = f"{OBJECTIVES[objective]}{'' if first else ', training images'}"
-        axes.errorbar(mean.index, mean, deviation.fillna(0), color=_colour(objective), label=label, capsize=3, **style)
+        style = {
+            "ls": "-" if first else "--",
+            "marker": "o",
+            "ms": 5,
+            "mfc": OBJECTIVE_COLOURS[objective] if first else "white",
+        }
+        label = f"{OBJECTIVE_NAMES[objective]}{'' if first else ', training images'}"
+        axes.errorbar(
+            mean.index, mean, deviation.fillna(0), color=OBJECTIVE_COLOURS[objective], label=label, capsize=3, **style
+        )
     axes.set_xscale("log", base=2)
     counts = sorted(rows["images"].unique())
     axes.set_xticks(counts, counts)
-    axes.set(xlabel="unlabelled images per task", title="How many")
+    axes.set(xlabel="unlabelled images per task", title="By the number of images")
 
 
 def _kinds(axes: Axes, rows: Table, title: str) -> None:
     """A group per source, a mark per objective."""
     sources = list(rows["source"].unique())
-    shown = [name for name in OBJECTIVES if name in set(rows["objective"])]
+    shown = [name for name in OBJECTIVE_NAMES if name in set(rows["objective"])]
     for number, objective in enumerate(shown):
         own = 100 * rows[rows["objective"] == objective].groupby(["source", "seed"])["accuracy"].mean()
         for place, source in enumerate(sources):
             values = own[source]
-            style = {"fmt": "o", "color": _colour(objective), "capsize": 3, "ms": 7}
+            style = {"fmt": "o", "color": OBJECTIVE_COLOURS[objective], "capsize": 3, "ms": 7}
             axes.errorbar(place + 0.15 * (number - (len(shown) - 1) / 2), values.mean(), spread(values), **style)
-    axes.set_xticks(range(len(sources)), [source.replace(" ", "\n", 1) for source in sources], fontsize=8)
+    axes.set_xticks(range(len(sources)), [source.replace(" ", "\n", 1) for source in sources], fontsize=9)
     axes.set_xlim(-0.5, len(sources) - 0.5)
     axes.set_title(title[0].upper() + title[1:])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.figures.plotting import new_figure
+from lib.figures.plotting import PALETTE, REFERENCE, new_figure
 
 Table = pd.DataFrame
 
@@ -34,7 +33,7 @@ def _machine(table: Table) -> str:
 def merge_step(table: Table) -> Figure:
     """Seconds and peak memory of one mask step at ViT-B/32 size against the number of tasks T."""
     figure, (left, right) = new_figure(11, 4.2, columns=2)
-    palette = sns.color_palette("colorblind", 10)
+    palette = PALETTE
     full = table[table["parameters"] == table["parameters"].max()]
     for label, (key, colour, line, marker) in SERIES.items():
         rows = _rows(full, key).sort_values("tasks")
@@ -43,7 +42,7 @@ def merge_step(table: Table) -> Figure:
         right.plot(rows["tasks"], rows["peak_gb"], **style)
     copy = full[full["implementation"] == "memory copy"].iloc[0]
     limit = copy["seconds"] / 8 * 64  # a copy moves 8 bytes per parameter, Concrete Task Arithmetic 64
-    left.axhline(limit, color="0.6", lw=1, ls=":")
+    left.axhline(limit, ls=":", **REFERENCE)
     left.annotate(
         "64 bytes per parameter\nat copying speed", (2, limit), (0, -26), textcoords="offset points", color="0.4"
     )
@@ -62,14 +61,14 @@ def merge_step(table: Table) -> Figure:
     )
     right.set(ylabel="peak resident memory (GB)", title="The same process's memory")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(_machine(full), fontsize=8, color="0.4")
+    figure.suptitle(_machine(full), fontsize=9, color="0.4")
     return figure
 
 
 def merge_step_size(table: Table) -> Figure:
     """Seconds of one mask step with eight tasks against the number of parameters D."""
     figure, axes = new_figure(7.5, 4)
-    palette = sns.color_palette("colorblind", 10)
+    palette = PALETTE
     for label, (key, colour, line, marker) in SERIES.items():
         rows = _rows(table[table["tasks"] == 8], key).sort_values("parameters")
         if len(rows) > 1:
@@ -79,7 +78,7 @@ def merge_step_size(table: Table) -> Figure:
     axes.set(xscale="log", yscale="log", xlabel="parameters D", ylabel="seconds per step")
     axes.set_title("One mask step, T = 8")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.suptitle(_machine(table), fontsize=8, color="0.4")
+    figure.suptitle(_machine(table), fontsize=9, color="0.4")
     return figure
 
 
@@ -88,7 +87,7 @@ def adaptation_benchmark(table: Table) -> Figure:
     models = list(table["model"].unique())
     bars = table.groupby("model", sort=False).size().max()
     figure, panels = new_figure(11, 1.2 + 0.42 * bars, columns=len(models))
-    palette = sns.color_palette("colorblind", 10)
+    palette = PALETTE
     for axes, model in zip([panels] if len(models) == 1 else panels, models, strict=True):
         rows = table[table["model"] == model]
         variants = rows["variant"].fillna("").map(lambda variant: f", {variant}" if variant else "")
@@ -111,5 +110,5 @@ def adaptation_benchmark(table: Table) -> Figure:
     ]
     names = ["image encoder, forward and backward", "the rest, FusionBench", "the rest, this study"]
     figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(_machine(table), fontsize=8, color="0.4")
+    figure.suptitle(_machine(table), fontsize=9, color="0.4")
     return figure

@@ -9,7 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from lib.figures.plotting import band, method_colours, new_figure, percent_axis
+from lib.figures.plotting import (
+    BLUE,
+    OBJECTIVE_COLOURS,
+    OBJECTIVE_NAMES,
+    PALETTE,
+    RED,
+    REFERENCE,
+    band,
+    method_colours,
+    new_figure,
+    percent_axis,
+    same_limits,
+    seed_count,
+)
 
 Table = pd.DataFrame
 
@@ -23,7 +36,9 @@ def bilevel() -> Figure:
     axes.set(xlim=(0, 10.5), ylim=(0, 4.4))
     axes.axis("off")
 
-    def box(left: float, bottom: float, width: float, height: float, text: str, colour: str, **style: object) -> None:
+    def box(
+        left: float, bottom: float, width: float, height: float, text: str, colour: object, **style: object
+    ) -> None:
         shape = FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0.04", ec=colour, fc="white", **style)
         axes.add_patch(shape)
         axes.text(left + width / 2, bottom + height / 2, text, ha="center", va="center", fontsize=9, linespacing=1.5)
@@ -39,9 +54,9 @@ def bilevel() -> Figure:
     inner = (
         "inner level, $m$ held fixed\n$\\lambda^+ = \\lambda_0 - $step$(\\nabla_\\lambda \\mathcal{L})$\non one batch"
     )
-    box(3.9, 2.35, 2.7, 1.3, inner, "C0", lw=2)
+    box(3.9, 2.35, 2.7, 1.3, inner, PALETTE[BLUE], lw=2)
     outer = "upper level, $\\lambda^+$ held fixed\n$x \\leftarrow x - $step$(\\nabla_x \\mathcal{L})$\non another batch"
-    box(3.9, 0.45, 2.7, 1.3, outer, "C3", lw=2)
+    box(3.9, 0.45, 2.7, 1.3, outer, PALETTE[RED], lw=2)
     box(7.55, 2.35, 2.6, 1.3, "keep one mask $\\hat m$,\nstart again at $\\lambda_0$", "0.4")
     box(
         7.55,
@@ -49,7 +64,7 @@ def bilevel() -> Figure:
         2.6,
         1.3,
         "AdaMerging\n$\\lambda \\leftarrow \\lambda - $step$(\\nabla_\\lambda \\mathcal{L})$",
-        "C0",
+        PALETTE[BLUE],
         lw=2,
     )
     arrow((2.45, 3.0), (3.85, 3.0))
@@ -64,47 +79,114 @@ def bilevel() -> Figure:
 
 def mask_curve(table: Table) -> Figure:
     """Entropy and held-out accuracy while a mask is learned, per learned mask."""
-    return _entropy_and_accuracy(table, "Learning the mask")
+    return _entropy_and_accuracy(table, "Entropy while the mask is learned")
 
 
 def adaptation_curve(table: Table) -> Figure:
     """Entropy and held-out accuracy during test-time adaptation, per method."""
-    return _entropy_and_accuracy(table, "Test-time adaptation")
+    return _entropy_and_accuracy(table, "Entropy during test-time adaptation")
 
 
 def _entropy_and_accuracy(table: Table, title: str) -> Figure:
-    figure, (left, right) = new_figure(10.5, 3.7, columns=2)
+    figure, (left, right) = new_figure(10.5, 4.3, columns=2)
     methods = list(table["method"].unique())
     _losses(left, table, methods)
     _accuracies(right, table, methods)
-    _reference(right, table, methods)
-    left.set(xlabel="step", title=title)
-    right.set(xlabel="step", title="Held-out examples")
-    left.legend(frameon=False)
-    right.legend(handles=right.lines[-2:], frameon=False)
+    _reference(right, table)
+    left.set(xlabel="optimiser step", title=title)
+    right.set(xlabel="optimiser step", title=f"Accuracy meanwhile; {seed_count(table)}")
+    figure.legend(handles=right.lines, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def phases(table: Table) -> Figure:
-    """Held-out accuracy and entropy against optimiser steps, over both phases (the paper's Figure 3)."""
-    figure, panels = new_figure(10.5, 6.2, rows=2, columns=2)
-    methods = list(table["method"].unique())
-    titles = {"mask": "Phase 1: the mask", "adaptation": "Phase 2: the coefficients"}
-    for column, (phase, title) in enumerate(titles.items()):
-        upper, lower = panels[:, column]
-        rows = table[table["phase"] == phase]
-        _accuracies(upper, rows, methods)
-        _losses(lower, rows[~rows["method"].str.contains(", IM")], methods)  # another objective, another scale
-        upper.set_title(title)
-        lower.set_xlabel("optimiser steps of this phase")
-    for left, right in panels:
-        low, high = (pick(left.get_ylim()[end], right.get_ylim()[end]) for end, pick in enumerate((min, max)))
-        left.set_ylim(low, high)
-        right.set(ylim=(low, high), ylabel="")
+    """Held-out accuracy and entropy against optimiser steps, over both phases (the paper's Figure 3).
+
+    Methods that maximise information have a row of panels of their own: their loss is on another scale.
+    """
+    other = table["method"].str.contains(", IM")
+    drawn = [(_accuracies, table[~other], "entropy: "), (_losses, table[~other], "")]
+    renamed = table[other].assign(method=table["method"].str.replace(", IM", ""))
+    drawn += [(_accuracies, renamed, "information maximisation: ")] if other.any() else []
+    figure, panels = new_figure(10.5, 2.7 * len(drawn) + 0.9, rows=len(drawn), columns=2)
+    titles = {"mask": "phase 1, the mask", "adaptation": "phase 2, the coefficients"}
+    for row, (draw, rows, objective) in zip(panels, drawn, strict=True):
+        for axes, (phase, title) in zip(row, titles.items(), strict=True):
+            draw(axes, rows[rows["phase"] == phase], list(rows["method"].unique()))
+            axes.set_title((objective + title).capitalize() if objective else "")
+        same_limits(row, "y")
+        row[1].set_ylabel("")
+    for axes in panels[-1]:
+        axes.set_xlabel("optimiser step of this phase")
     lines = {line.get_label(): line for axes in panels[0] for line in axes.lines}
-    order = [method for method in methods if method in lines]
+    order = [method for method in table["method"].unique() if method in lines]
     figure.legend([lines[name] for name in order], order, loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def mask_steps(table: Table) -> Figure:
+    """What a mask gains over its start against the number of steps it was learned for, by objective.
+
+    Args:
+        table: columns method, phase, step, seed, accuracy (0 to 1) of `phases`; only the phase of the mask is drawn.
+    """
+    rows = table[(table["phase"] == "mask") & ~table["method"].str.contains("task-wise")].dropna(subset="accuracy")
+    figure, axes = new_figure(7.5, 3.8)
+    for method, own in rows.groupby("method", sort=False):
+        wide = 100 * own.pivot_table(index="step", columns="seed", values="accuracy")
+        gain = wide - wide.iloc[0]
+        name = "information-maximisation" if ", IM" in method else "entropy"
+        style = {"color": OBJECTIVE_COLOURS[name], "lw": 2, "marker": "o", "ms": 5, "label": OBJECTIVE_NAMES[name]}
+        band(axes, gain.mean(axis=1), gain.std(axis=1, ddof=1), **style)
+    axes.axhline(0, **REFERENCE)
+    axes.set(
+        xlabel="optimiser steps of the mask", ylabel="gain over no mask, on a sample\nof held-out examples (points)"
+    )
+    axes.set_title(f"What the mask alone gains, step by step; {seed_count(rows)}")
+    axes.legend(frameon=False, title="objective")
+    return figure
+
+
+def entropy_against_accuracy(table: Table) -> Figure:
+    """Where runs go in the plane of entropy and accuracy, a path per method from a ring to a dot, mean over seeds.
+
+    Args:
+        table: columns method, step, seed, loss (entropy, nats), accuracy (0 to 1), and phase where there are two;
+            methods with another objective than entropy are left out.
+    """
+    rows = table[~table["method"].str.contains(", IM")]
+    methods = list(rows["method"].unique())
+    figure, axes = new_figure(7.5, 5.4)
+    colours = colours_of(methods)
+    for method in methods:
+        path = _path(rows[rows["method"] == method])
+        style = {"color": colours[method], "ls": line_style(method), "lw": 1.8}
+        axes.plot(path["loss"], 100 * path["accuracy"], marker="o", ms=3, label=method, **style)
+        for place, face in ((0, "white"), (-1, colours[method])):
+            axes.plot(path["loss"].iloc[place], 100 * path["accuracy"].iloc[place], "o", ms=9, mfc=face, **style)
+    axes.invert_xaxis()
+    percent_axis(axes, "y", "mean held-out accuracy (%)")
+    axes.set_xlabel(f"entropy, summed over tasks (nats, mean of {SMOOTH} steps); lower to the right")
+    axes.set_title(f"Entropy against accuracy, from ring to dot; {seed_count(rows)}")
+    axes.legend(handles=[line for line in axes.lines if not line.get_label().startswith("_")], frameon=False,
+                loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2)  # fmt: skip
+    return figure
+
+
+def _path(rows: Table) -> Table:
+    """Smoothed entropy at the steps that were scored, mean over seeds, the phases one after the other."""
+    parts = []
+    for phase in ("mask", "adaptation"):
+        own = rows[rows["phase"] == phase] if "phase" in rows else rows[: len(rows) * (phase == "adaptation")]
+        if len(own):
+            by_step = own.groupby(["seed", "step"])[["loss", "accuracy"]].mean()
+            smooth = (
+                by_step["loss"]
+                .groupby("seed")
+                .transform(lambda loss: loss.rolling(SMOOTH, min_periods=1).mean().bfill(limit=1))
+            )  # the model has no loss at step 0: that of the first batch is its own
+            parts.append(by_step.assign(loss=smooth).dropna().groupby("step").mean())
+    return pd.concat(parts)
 
 
 def colours_of(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
@@ -115,10 +197,8 @@ def colours_of(methods: Iterable[str]) -> dict[str, tuple[float, float, float]]:
 
 
 def line_style(method: str) -> str:
-    """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted, another objective dash-dotted."""
-    if method.endswith("(control)"):
-        return ":"
-    return "-." if method.endswith(", IM") else "--" if "task-wise" in method else "-"
+    """Layer-wise methods are drawn solid, task-wise ones dashed, controls dotted."""
+    return ":" if method.endswith("(control)") else "--" if "task-wise" in method else "-"
 
 
 def _mean_over_seeds(axes: Axes, rows: Table, column: str, scale: float, smooth: int, **style: object) -> None:
@@ -151,11 +231,11 @@ def _losses(axes: Axes, table: Table, methods: Iterable[str]) -> None:
 
 def _accuracies(axes: Axes, table: Table, methods: Iterable[str]) -> None:
     _each(axes, table, methods, "accuracy", 100.0, 1, "o")
-    percent_axis(axes, "y", "mean held-out accuracy (%)")
+    percent_axis(axes, "y", "accuracy on a sample of\nheld-out examples (%)")
 
 
-def _reference(axes: Axes, table: Table, methods: Iterable[str]) -> None:
+def _reference(axes: Axes, table: Table) -> None:
     """Where the runs started (Task Arithmetic) and what plain averaging has, on the same images."""
     start, averaging = table.loc[table["step"] == 0, "accuracy"], table["averaging"].dropna()
     for values, label, style in ((start, "Task Arithmetic", "--"), (averaging, "Weight averaging", ":")):
-        axes.axhline(100 * values.mean(), color="0.5", lw=1, ls=style, label=label, zorder=0)
+        axes.axhline(100 * values.mean(), ls=style, label=label, **REFERENCE)

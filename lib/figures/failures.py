@@ -6,15 +6,15 @@ import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from lib.figures.plotting import new_figure, percent_axis
+from lib.figures.plotting import REFERENCE, new_figure, objective_look, percent_axis, same_limits, seed_count
 
 Table = pd.DataFrame
 
-NAMES = {"entropy": "entropy", "information-maximisation": "information maximisation"}
+NAMES = ("entropy", "information-maximisation")
 GAIN = "gain over the start (points)"
 
 
@@ -34,15 +34,8 @@ def gains(table: Table, *by: str) -> Table:
     return grouped.mean().assign(std=grouped["gain"].std(ddof=1).fillna(0)).reset_index()
 
 
-def look(objective: str) -> dict[str, object]:
-    """How an objective is drawn in `errorbar`."""
-    number = list(NAMES).index(objective)
-    colour = sns.color_palette("colorblind")[number]
-    return {"color": colour, "marker": "os"[number], "label": NAMES[objective], "ms": 6, "capsize": 3}
-
-
 def _zero(axes: Axes) -> None:
-    axes.axhline(0, color="0.6", lw=1, zorder=0)
+    axes.axhline(0, **REFERENCE)
 
 
 def zero_and_labels(axes: Axes, label: str, title: str) -> None:
@@ -54,10 +47,10 @@ def zero_and_labels(axes: Axes, label: str, title: str) -> None:
 
 def _categories(axes: Axes, rows: Table, column: str, order: Sequence[object], hollow: bool = False) -> None:
     """One error bar per objective at every category of a column."""
-    for number, objective in enumerate(NAMES):
+    for nth, objective in enumerate(NAMES):
         own = rows[rows["objective"] == objective]
-        places = [order.index(value) + (number - 0.5) * 0.2 for value in own[column]]
-        style = look(objective) | ({"mfc": "white", "label": None} if hollow else {})
+        places = [order.index(value) + (nth - 0.5) * 0.2 for value in own[column]]
+        style = objective_look(objective) | ({"mfc": "white", "label": None} if hollow else {})
         shift = 0.07 if hollow else 0.0
         axes.errorbar([place + shift for place in places], own["gain"], own["std"], ls="", **style)
     labels = [f"{value:g}" if isinstance(value, (int, float)) else textwrap.fill(str(value), 16) for value in order]
@@ -70,37 +63,42 @@ def _categories(axes: Axes, rows: Table, column: str, order: Sequence[object], h
 def _start(axes: Axes, table: Table) -> None:
     for objective, rows in gains(table, "objective", "scale").groupby("objective", sort=False):
         rows = rows.sort_values("scale")
-        axes.errorbar(rows["start"], rows["gain"], rows["std"], lw=1, **look(objective))
+        axes.errorbar(rows["start"], rows["gain"], rows["std"], ls="", **objective_look(objective))
     for scale, rows in gains(table, "scale", "objective").groupby("scale"):
         top = (rows["gain"] + rows["std"]).max()
         axes.annotate(f"{scale:g}", (rows["start"].mean(), top), (0, 6), textcoords="offset points", ha="center")
-    zero_and_labels(axes, "accuracy at the start (%)", "Start, varied by the initial coefficient")
+    zero_and_labels(axes, "accuracy at the start (%)", "By the start (number: its coefficient)")
     axes.margins(x=0.08, y=0.15)
-    axes.legend(frameon=False, fontsize=8, loc="best")
 
 
 def _tasks(axes: Axes, table: Table) -> None:
     rows = gains(table, "objective", "scale", "task", "classes")
     shapes = dict(zip(sorted(rows["classes"].unique()), "o^sDvP" * 20, strict=False))
     for (objective, classes), own in rows.groupby(["objective", "classes"], sort=False):
-        style = {"color": look(objective)["color"], "marker": shapes[classes], "alpha": 0.7, "s": 22, "lw": 0}
+        style = {
+            "color": objective_look(objective)["color"],
+            "marker": shapes[classes],
+            "alpha": 0.85,
+            "s": 26,
+            "lw": 0,
+        }
         axes.scatter(own["start"], own["gain"], **style)
     for classes, shape in shapes.items():
         axes.scatter([], [], color="0.4", marker=shape, s=22, label=f"{classes} classes")
-    zero_and_labels(axes, "the task's accuracy at the start (%)", "The same, task by task")
-    axes.legend(frameon=False, fontsize=8)
+    zero_and_labels(axes, "the task's accuracy at the start (%)", "By the start, task by task")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _diversity(axes: Axes, table: Table) -> None:
     rows = gains(table, "objective", "diversity")
     _categories(axes, rows, "diversity", sorted(rows["diversity"].unique()))
-    axes.set(xlabel="weight of the diversity term (0: entropy)", title="Diversity")
+    axes.set(xlabel="weight of the diversity term (0: entropy)", title="By the weight of diversity")
 
 
 def _batch(axes: Axes, table: Table) -> None:
     rows = gains(table, "objective", "batch")
     _categories(axes, rows, "batch", sorted(rows["batch"].unique()))
-    axes.set(xlabel="images per task and step", title="Batch")
+    axes.set(xlabel="images per task and step", title="By the size of the batch")
 
 
 def _mix(axes: Axes, table: Table) -> None:
@@ -112,14 +110,14 @@ def _mix(axes: Axes, table: Table) -> None:
         axes.plot([], [], "o", color="0.4", mfc="white", label="scored on the long tail")
     handles, labels = axes.get_legend_handles_labels()
     told = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label.startswith("scored")]
-    axes.legend(*zip(*told, strict=True), frameon=False, fontsize=8)
+    axes.legend(*zip(*told, strict=True), frameon=False, fontsize=9)
     axes.margins(y=0.2)
-    axes.set(xlabel="class mix of the adaptation images", title="Unbalanced classes")
+    axes.set(xlabel="class mix of the adaptation images", title="By the balance of classes")
 
 
 def _mask(axes: Axes, table: Table) -> None:
     _categories(axes, gains(table, "objective", "method"), "method", list(table["method"].unique()))
-    axes.set(xlabel="what is learned", title="Coefficients or a mask")
+    axes.set(xlabel="what is learned", title="By what is learned")
 
 
 PANELS = {"start": (_start, _tasks), "diversity": (_diversity,), "batch": (_batch,), "mix": (_mix,), "mask": (_mask,)}
@@ -137,9 +135,15 @@ def objectives(table: Table) -> Figure:
         for draw in panels
     ]
     rows = -(-len(drawn) // 3)
-    figure, grid = new_figure(12.5, 3.5 * rows, rows, 3)
+    figure, grid = new_figure(12.5, 3.5 * rows + 0.7, rows, 3)
     for axes, (draw, part) in zip(grid.flat, drawn, strict=False):
         draw(axes, part)
+    means = [axes for axes, (draw, _) in zip(grid.flat, drawn, strict=False) if draw is not _tasks]
+    same_limits(means, "y")  # one quantity in all of them; single tasks are further apart
+    styles = [objective_look(name) for name in NAMES]
+    marks = [Line2D([], [], ls="", **{part: look[part] for part in ("color", "marker", "ms")}) for look in styles]
+    figure.legend(marks, [look["label"] for look in styles], loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(f"What adaptation gains, by objective; {seed_count(table)}")
     for axes in grid.flat[len(drawn) :]:
         axes.set_axis_off()
     return figure

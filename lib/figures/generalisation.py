@@ -10,7 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.figures.plotting import clean, in_order, method_colours, method_rows, new_figure, percent_axis, spread
+from lib.figures.plotting import (
+    REFERENCE,
+    clean,
+    in_order,
+    method_colours,
+    method_rows,
+    new_figure,
+    number,
+    percent_axis,
+    rows_legend,
+    same_limits,
+    seed_count,
+    spread,
+)
 
 Table = pd.DataFrame
 
@@ -21,15 +34,15 @@ def _side_by_side(axes: Axes, table: Table, groups: Sequence[str], by: str, colu
     """A dot per method in every group, with its spread over seeds, side by side; values are drawn as percentages."""
     methods = in_order(table["method"].unique())
     colours, width = method_colours(methods), 0.7 / len(methods)
-    for number, method in enumerate(methods):
+    for nth, method in enumerate(methods):
         by_seed = 100 * table[table["method"] == method].groupby([by, "seed"])[column].mean()
         present = [group for group in groups if group in by_seed.index]
-        places = [groups.index(group) + (number - (len(methods) - 1) / 2) * width for group in present]
+        places = [groups.index(group) + (nth - (len(methods) - 1) / 2) * width for group in present]
         means, spreads = ([statistic(by_seed[group]) for group in present] for statistic in (pd.Series.mean, spread))
-        style = {"color": colours[method], "fmt": MARKERS[number % len(MARKERS)], "ms": 6, "capsize": 3}
+        style = {"color": colours[method], "fmt": MARKERS[nth % len(MARKERS)], "ms": 6, "capsize": 3}
         axes.errorbar(places, means, [deviation or 0 for deviation in spreads], label=method, **style)
     for edge in range(1, len(groups)):
-        axes.axvline(edge - 0.5, color="0.92", lw=1)
+        axes.axvline(edge - 0.5, **REFERENCE | {"color": "0.92"})
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
@@ -37,7 +50,7 @@ def _side_by_side(axes: Axes, table: Table, groups: Sequence[str], by: str, colu
 def unseen_tasks(table: Table) -> Figure:
     """Held-out accuracy on the tasks that were merged and on those that were not; a panel row per experiment."""
     experiments, methods = list(table["experiment"].unique()), in_order(table["method"].unique())
-    figure, panels = new_figure(11, (0.38 * len(methods) + 1.1) * len(experiments), len(experiments), 2)
+    figure, panels = new_figure(11, (0.42 * len(methods) + 1.2) * len(experiments) + 0.4, len(experiments), 2)
     colours = method_colours(methods)
     for row, experiment in zip(np.atleast_2d(panels), experiments, strict=True):
         for axes, seen in zip(row, (True, False), strict=True):
@@ -50,6 +63,8 @@ def unseen_tasks(table: Table) -> Figure:
             axes.set_title(f"{experiment}: {'merged' if seen else 'not merged'} ({names})")
             axes.tick_params(axis="y", labelleft=seen)
             percent_axis(axes, "x", "held-out accuracy (%)")
+    same_limits(np.ravel(panels), "x")
+    rows_legend(figure, table["seed"].nunique() > 1)
     return figure
 
 
@@ -58,9 +73,10 @@ def corruptions(table: Table) -> Figure:
     kinds = list(table["corruption"].unique())
     figure, axes = new_figure(4 + 0.9 * len(kinds), 3.8)
     _side_by_side(axes, table, kinds, "corruption", "accuracy")
+    axes.set_xlabel("corruption")
     axes.set_xticks(range(len(kinds)), [clean(kind).replace(" ", "\n") for kind in kinds])
     percent_axis(axes, "y", "held-out accuracy (%),\nmean over tasks")
-    axes.set_title("Adapted and scored on corrupted images")
+    axes.set_title(f"Adapted and scored on corrupted images; {seed_count(table)}")
     return figure
 
 
@@ -70,10 +86,12 @@ def similar_tasks(table: Table) -> Figure:
     figure, axes = new_figure(4.5 + 1.5 * len(subsets), 3.8)
     _side_by_side(axes, table, subsets, "subset", "normalised")
     cosine = table.groupby("subset")["cosine"].mean()
-    axes.set_xticks(range(len(subsets)), [f"{subset}\n(mean cosine {cosine[subset]:.3f})" for subset in subsets])
+    axes.set_xticks(
+        range(len(subsets)), [f"{subset}\n(mean cosine {number(cosine[subset], '.3f')})" for subset in subsets]
+    )
     percent_axis(axes, "y", "share of the experts'\nmean accuracy (%)")
-    axes.axhline(100, color="0.6", lw=1, ls="--")
-    axes.set_title("Sets of tasks by the similarity of their task vectors")
+    axes.axhline(100, ls="--", **REFERENCE)
+    axes.set_title(f"What merging keeps of sets of tasks, by their similarity; {seed_count(table)}")
     return figure
 
 
@@ -97,7 +115,7 @@ def against_the_paper(table: Table) -> Figure:
         axes.errorbar(own, height, xerr=spread(here[method]), fmt="o", capsize=4, **style)
         axes.plot(published, height, "D", mfc="white", **style)
     axes.set_yticks(range(len(printed)), list(printed.index))
-    axes.axvline(100, color="0.6", lw=1, ls="--")
+    axes.axvline(100, ls="--", **REFERENCE)
     percent_axis(axes, "x", "share of the experts' mean accuracy (%)")
     lineage, model = sources.iloc[0]
     labels = ("this study", f"published ({model},\n{lineage} checkpoints)")

@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
-from lib.figures.curves import bilevel
+from lib.figures.curves import bilevel, entropy_against_accuracy, mask_steps
 from lib.figures.experts import contact_sheet
 from lib.figures.mask import relaxation
+from lib.figures.merging import by_task
 from lib.figures.method import method
 
 # The figures that are not drawn from the one table of their name.
@@ -20,6 +21,9 @@ APART: dict[Callable[..., Figure], str] = {
     relaxation: "none (a formula)",
     bilevel: "none (a diagram)",
     contact_sheet: "contact_sheet.png, learning_curves.csv",
+    entropy_against_accuracy: "phases.csv",
+    mask_steps: "phases.csv",
+    by_task: "results.csv, real_images.csv or concrete_adamerging.csv",
     merge_step: "data/benchmarks/merge_step.csv",
     merge_step_size: "data/benchmarks/merge_step.csv",
     adaptation_benchmark: "data/benchmarks/adaptation.csv",

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from lib.figures.plotting import BLUE, GREEN, PURPLE, RED, new_figure
+from lib.figures.plotting import BLUE, GREEN, PALETTE, PURPLE, RED, Colour, new_figure
 
 Point = tuple[float, float]
-Colour = tuple[float, float, float]
 
 # One meaning per colour; blue and red are those of `lib.figures.curves.bilevel`.
-PALETTE = sns.color_palette("colorblind", 10)
 LEARNED: Colour = PALETTE[GREEN]  # what the experts learned
 COEFFICIENT: Colour = PALETTE[BLUE]  # the inner level's
 MASK: Colour = PALETTE[RED]  # the upper level's

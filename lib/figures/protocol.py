@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
+import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from lib.figures.plotting import new_figure
+from lib.figures.plotting import (
+    BROWN,
+    INK,
+    PALETTE,
+    REFERENCE,
+    SKY,
+    method_colours,
+    new_figure,
+    number,
+    seed_count,
+    shade,
+)
 
 Table = pd.DataFrame
 
-PHASES = ("after the mask", "after adaptation")
+PHASES = dict(
+    zip(
+        ("after the mask", "after adaptation"),
+        method_colours(["Concrete Task Arithmetic", "Concrete AdaMerging (layer-wise)"]).values(),
+        strict=True,
+    )
+)
+LARGE = 3.0  # points: effects beyond it would flatten all others
+CHOICES = {
+    "inner_gradient_at": "inner gradient at coefficients",
+    "tie": "one batch for both levels",
+    "l2": "weight decay of the logits",
+    "outer_sample": "mask of the upper level",
+    "moments": "moments of the inner optimiser",
+}
 
 
 def differences(table: Table) -> Table:
@@ -31,53 +58,67 @@ def differences(table: Table) -> Table:
 
 
 def protocol(table: Table) -> Figure:
-    """Difference to the base protocol when one choice is changed, and the mean density of the final mask.
+    """Difference to the base protocol when one choice is changed, sorted; large effects have a panel of their own.
 
-    Dots are means over seeds of the difference within a seed, bars one standard deviation.
+    Marks are means over seeds of the difference within a seed, bars one standard deviation.
     """
     rows = differences(table)
-    rows["name"] = [f"{c} = {v}" if c != "base" else "base" for c, v in zip(rows["choice"], rows["value"], strict=True)]
-    names = list(rows["name"].unique())[::-1]
-    figure, (left, right) = new_figure(10.5, 0.36 * len(names) + 1.4, columns=2)
-    palette = sns.color_palette("colorblind")
-    for number, phase in enumerate(PHASES):
-        own = rows[(rows["phase"] == phase) & (rows["choice"] != "base")]
-        heights = [names.index(name) + 0.12 - 0.24 * number for name in own["name"]]
-        style = {"color": palette[number], "marker": "os"[number], "label": phase, "ms": 6, "capsize": 3, "ls": ""}
-        left.errorbar(own["difference"], heights, xerr=own["std"], **style)
-    left.axvline(0, color="0.6", lw=1, zorder=0)
+    rows = rows[rows["choice"] != "base"]
+    rows["name"] = [_named(choice, str(value)) for choice, value in zip(rows["choice"], rows["value"], strict=True)]
+    wide = rows.pivot_table(index="name", columns="phase", values="difference").sort_values(next(iter(PHASES)))
+    large = wide.abs().max(axis=1) > LARGE
+    groups = [wide[part] for part in (~large, large) if part.any()]
+    sizes = [len(group) + 0.9 for group in groups]
+    figure, panels = new_figure(8, 0.34 * sum(sizes) + 1.7, rows=len(groups))
+    panels = np.atleast_1d(panels)
+    panels[0].get_gridspec().set_height_ratios(sizes)
+    found = rows.set_index(["phase", "name"])
+    for axes, group in zip(panels, groups, strict=True):
+        for place, (phase, colour) in enumerate(PHASES.items()):
+            own, heights = found.loc[phase].loc[group.index], np.arange(len(group)) + 0.13 - 0.26 * place
+            style = {"color": colour, "marker": "os"[place], "label": phase, "ms": 6, "capsize": 3, "ls": ""}
+            axes.errorbar(own["difference"], heights, xerr=own["std"], **style)
+        axes.axvline(0, **REFERENCE)
+        axes.set_yticks(range(len(group)), group.index)
+        axes.set_ylim(-0.6, len(group) - 0.4)
+        axes.grid(axis="y", color="0.92")
+        axes.set_axisbelow(True)
+    panels[-1].set_xlabel("change of held-out accuracy (points)")
     means = 100 * table[table["choice"] == "base"].groupby("phase")["accuracy"].mean()
     told = ", ".join(f"{means[phase]:.1f} % {phase}" for phase in PHASES)
-    left.set(xlabel="held-out accuracy, difference to the base (points)", title=f"base: {told}")
-    left.set_yticks(range(len(names)), names)
-    left.set_ylim(-0.6, len(names) - 0.4)
-    figure.legend(*left.get_legend_handles_labels(), frameon=False, loc="outside lower left", ncols=2)
-    density = rows[rows["phase"] == PHASES[0]].set_index("name")["density"]
-    right.plot(density[names], range(len(names)), "D", color=palette[2], ms=6)
-    right.set(xlabel="mean of the final mask before rescaling", xlim=(0, 1), title="Density", ylim=left.get_ylim())
-    right.set_yticks(range(len(names)), [""] * len(names))
-    for axes in (left, right):
-        axes.grid(axis="y", color="0.92")
+    figure.suptitle(f"What one changed choice does; unchanged: {told}", fontsize=11)
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
     return figure
+
+
+def _named(choice: str, value: str) -> str:
+    """A changed choice in words."""
+    value = number(float(value)) if value.lstrip("-").isdigit() else value.replace("x ", "times ")
+    return f"{CHOICES.get(choice, choice.replace('_', ' '))}: {value}"
 
 
 def hypergradient(table: Table) -> Figure:
     """The exact gradient of the mask beside the first-order one: cosine, and size of what is left out, over steps.
 
-    Lines are medians over seeds, bands go from the smallest to the largest: now and then a coefficient whose gradient
+    Thick lines are medians over seeds, thin ones single seeds: now and then a coefficient whose gradient
     is about zero makes the derivative of Adam's step, and so the left-out term, enormous.
     """
     figure, panels = new_figure(10.5, 3.6, columns=2)
-    palette = sns.color_palette("colorblind")
-    for number, (name, rows) in enumerate(table.groupby("inner_optimiser", sort=False)):
-        look = {"color": palette[number], "ls": ("-", "--", "-.", ":")[number % 4], "marker": "osD^v"[number % 5]}
+    colours = cycle((PALETTE[BROWN], shade(BROWN, 0.4), INK, PALETTE[SKY]))
+    for place, (name, rows) in enumerate(table.groupby("inner_optimiser", sort=False)):
+        look = {"color": next(colours), "ls": ("-", "--", "-.", ":")[place % 4], "marker": "osD^v"[place % 5]}
         for axes, column in zip(panels, ("cosine", "relative_size"), strict=True):
-            by_step = rows.groupby("step")[column]
-            middle = by_step.median()
-            axes.plot(middle.index, middle, label=name, ms=5, **look)
-            axes.fill_between(middle.index, by_step.min(), by_step.max(), color=palette[number], alpha=0.2, lw=0)
-    panels[0].set(ylabel="cosine", title="First-order and exact gradient of the logits")
-    panels[1].set(ylabel="size relative to the first-order gradient", yscale="log", title="What is left out")
+            by_step = rows.pivot_table(index="step", columns="seed", values=column)
+            axes.plot(by_step.index, by_step.median(axis=1), label=name, ms=6, lw=2, **look)
+            if by_step.shape[1] > 1:
+                axes.plot(by_step.index, by_step, lw=0.8, alpha=0.6, color=look["color"])
+    panels[0].set(ylabel="cosine of first-order and exact gradient", title="Direction of the gradient of the logits")
+    panels[1].set(
+        ylabel="size relative to the first-order gradient",
+        yscale="log",
+        title=f"Size of what is left out; {seed_count(table)}",
+    )
+    panels[1].yaxis.set_major_formatter("{x:g}")
     for axes in panels:
         axes.set_xlabel("step of the inner optimiser")
         axes.xaxis.get_major_locator().set_params(integer=True)

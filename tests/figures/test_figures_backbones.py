@@ -42,4 +42,4 @@ def test_variance_layer_by_layer(seeds):
     table["share"] = 1 - 0.1 * table["position"]
     (axes,) = drawn.activation_variance(table).axes
     curves = [line.get_ydata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
-    assert [list(curve) for curve in curves] == [pytest.approx([100, 90, 80])] * 2
+    assert [list(curve) for curve in curves] == [pytest.approx([1, 0.9, 0.8])] * 2

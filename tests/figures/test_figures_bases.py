@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.figures.bases import ARMS, KINDS, OBJECTIVES, any_base, few_coefficients, rates, unlabelled_data
+from lib.figures.bases import ARMS, KINDS, any_base, few_coefficients, rates, unlabelled_data
+from lib.figures.plotting import OBJECTIVE_NAMES
 
 TASKS = ("scenes", "textures")
 
 
 def rate_table(seeds):
-    rows = itertools.product(seeds, OBJECTIVES, (1e-3, 1e-2, 1e-1))
+    rows = itertools.product(seeds, OBJECTIVE_NAMES, (1e-3, 1e-2, 1e-1))
     return pd.DataFrame(
         {"objective": name, "rate": rate, "held_back": abs(np.log10(rate) + 2), "accuracy": 0.5 + rate, "seed": seed}
         for seed, name, rate in rows
@@ -51,7 +52,7 @@ def data_table(seeds):
             "accuracy": rng.uniform(0.7, 0.9),
             "start_accuracy": 0.66,
         }
-        for seed, (experiment, source, count), name, task in itertools.product(seeds, points, OBJECTIVES, TASKS)
+        for seed, (experiment, source, count), name, task in itertools.product(seeds, points, OBJECTIVE_NAMES, TASKS)
     )
 
 
@@ -74,7 +75,7 @@ def test_figures_are_drawn_for_one_seed_and_for_several(drawn, table, seeds):
 def test_the_ring_is_where_the_held_back_objective_is_lowest(seeds):
     figure = rates(rate_table(seeds))
     rings = [line for axes in figure.axes for line in axes.lines if line.get_markersize() == 12]
-    assert len(rings) == 2 * len(OBJECTIVES)
+    assert len(rings) == 2 * len(OBJECTIVE_NAMES)
     assert {float(ring.get_xdata()[0]) for ring in rings} == {1e-2}
 
 
@@ -103,4 +104,4 @@ def test_an_objective_has_one_colour_in_all_panels(seeds):
     figure = unlabelled_data(data_table(seeds))
     colours = [{line.get_color() for line in axes.lines if line.get_marker() == "o"} for axes in figure.axes]
     assert colours[0] == colours[1] == colours[2]
-    assert len(colours[0]) == len(OBJECTIVES)
+    assert len(colours[0]) == len(OBJECTIVE_NAMES)

@@ -91,7 +91,9 @@ def test_gains_are_differences_within_a_seed(seeds):
     table = scores_table(seeds, **{PLAIN: 0.04, CONCRETE: 0.03, CONTROL: 0.0})
     table.loc[table["split"] == "adaptation", "accuracy"] = 0  # not what is drawn
     figure = merging.concrete_adamerging(table)
-    assert texts(figure) == ["-4.0", "-1.0"], "from the last method up to the first, the base itself left out"
+    assert texts(figure) == ["\N{MINUS SIGN}4.0", "\N{MINUS SIGN}1.0"], (
+        "from the last method up to the first, the base itself left out"
+    )
     assert all(bar.has_xerr == (seeds > 1) for bar in figure.axes[0].containers)
     assert "3 seeds" in figure.axes[0].get_title() or seeds == 1
 

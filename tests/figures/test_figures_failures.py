@@ -64,10 +64,10 @@ DRAWN = [(objectives, objective_table), (protocol, protocol_table), (hypergradie
 def test_every_panel_has_labelled_axes_and_can_be_written(draw, table, seeds):
     figure = draw(table(seeds))
     shown = [axes for axes in figure.axes if axes.axison]
-    assert len(shown) == {objectives: 6, protocol: 2, hypergradient: 2}[draw]
+    assert len(shown) in {objectives: (6,), protocol: (1, 2), hypergradient: (2,)}[draw]  # large effects apart
     for axes in shown:
-        assert axes.get_xlabel() and axes.has_data()
-        assert axes.get_title()
+        assert axes.has_data() and (axes.get_xlabel() or axes is not shown[-1])
+        assert axes.get_title() or figure.get_suptitle()
     assert all(axes.get_ylabel() for axes in shown) or draw is protocol
     figure.savefig(stream := io.BytesIO(), format="png")
     assert stream.tell() > 5000
@@ -77,7 +77,7 @@ def test_a_table_with_some_experiments_draws_those():
     table = objective_table((0,))
     figure = objectives(table[table["experiment"].isin(["start", "diversity"])])
     titles = [axes.get_title() for axes in figure.axes if axes.axison]
-    assert len(titles) == 3 and titles[-1] == "Diversity"
+    assert len(titles) == 3 and titles[-1] == "By the weight of diversity"
 
 
 def test_gains_are_paired_with_their_own_start_and_spread_over_seeds_only():
