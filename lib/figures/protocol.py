@@ -63,7 +63,7 @@ def protocol(table: Table) -> Figure:
     Marks are means over seeds of the difference within a seed, bars one standard deviation.
     """
     rows = differences(table)
-    rows = rows[rows["choice"] != "base"]
+    rows = rows[rows["choice"] != "base"].copy()
     rows["name"] = [_named(choice, str(value)) for choice, value in zip(rows["choice"], rows["value"], strict=True)]
     wide = rows.pivot_table(index="name", columns="phase", values="difference").sort_values(next(iter(PHASES)))
     large = wide.abs().max(axis=1) > LARGE

@@ -32,7 +32,7 @@ def scores():
 def phases():
     rows = table(method=[PLAIN, MASKED, f"{PLAIN}, IM", f"{MASKED}, IM"], phase=["mask", "adaptation"], step=STEPS)
     rows = rows.assign(loss=np.linspace(4, 2, len(rows)), averaging=0.4)
-    return rows[rows["method"].str.startswith("Concrete") | (rows["phase"] == "adaptation")]
+    return rows[rows["method"].str.startswith("Concrete") | (rows["phase"] == "adaptation")].copy()
 
 
 def pairs_of_tasks():
