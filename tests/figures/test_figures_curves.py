@@ -115,13 +115,14 @@ def test_every_table_of_scores_has_its_base(drawn, base):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_coefficients_are_averaged_over_seeds(seeds):
     rows = [
-        {"method": method, "task": task, "position": layer, "coefficient": 0.3 + 0.1 * seed, "seed": seed}
+        {"method": method, "task": task, "position": layer, "coefficient": layer + 0.1 * seed, "seed": seed}
         for method in (PLAIN, CONCRETE) for task in TASKS for layer in range(12) for seed in range(seeds)
     ]  # fmt: skip
     figure = merging.concrete_coefficients(pd.DataFrame(rows))
     maps = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in maps] == [PLAIN, CONCRETE]
-    np.testing.assert_allclose(maps[0].collections[0].get_array().ravel(), 0.3 + 0.1 * (seeds - 1) / 2)
+    shown = maps[0].collections[0].get_array().reshape(len(TASKS), 12)
+    np.testing.assert_allclose(shown, np.tile(np.arange(12) + 0.1 * (seeds - 1) / 2, (len(TASKS), 1)))
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -132,9 +133,9 @@ def test_density_has_one_dot_per_layer_whatever_the_number_of_seeds(seeds):
         for seed in range(seeds)
     ]
     axes = mask.density(pd.DataFrame(rows)).axes[0]
-    dots = axes.collections[-1].get_offsets()
-    assert len(dots) == 4
-    assert dots[0][1] == pytest.approx(0.5 + (seeds - 1) / 20)
+    kinds = [axes.collections[place].get_offsets() for place in (-2, -1)]  # a collection for each kind of layer
+    assert [len(dots) for dots in kinds] == [2, 2]
+    assert kinds[0][0][1] == pytest.approx(0.5 + (seeds - 1) / 20)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from lib.figures import ablations, backbones, curves, experts, generalisation, language, mask, merging, protocol
+from lib.figures import ablations, backbones, curves, experts, generalisation, language, mask, merging
 from lib.figures.plotting import COLOURS, OBJECTIVE_COLOURS, PALETTE, method_colours, new_figure, number, percent_axis
+from lib.figures.protocol import PHASES, protocol
 
 STEPS = (0, 10, 20)
 TASKS = ("scenes", "land_cover", "textures")
@@ -44,7 +45,7 @@ def choices():
     changed = [("base", "unchanged"), ("initial_logits", "-1"), ("final_mask", "hard"), ("inner_rate", "1")]
     rows = [
         (choice, value, phase, 0.5, seed, 0.9 - 0.2 * (value == "hard") - 0.001 * seed)
-        for (choice, value), phase, seed in itertools.product(changed, protocol.PHASES, range(3))
+        for (choice, value), phase, seed in itertools.product(changed, PHASES, range(3))
     ]
     return pd.DataFrame(rows, columns=["choice", "value", "phase", "density", "seed", "accuracy"])
 
@@ -79,7 +80,7 @@ DRAWN = {
             loss=0.5, validation_accuracy=lambda rows: rows["accuracy"]
         )
     ),
-    "protocol": lambda: protocol.protocol(choices()),
+    "protocol": lambda: protocol(choices()),
     "first_token": lambda: language.first_token(
         table(model=list(language.MODELS), task=TASKS).assign(entropy=1.0, right=lambda rows: rows["accuracy"])
     ),
