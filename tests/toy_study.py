@@ -63,7 +63,7 @@ def run_toy_study(root: Path, *options: str, **variables: str) -> subprocess.Com
     ]  # fmt: skip
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     environment = os.environ | {"PYTHONPATH": paths, **variables}
-    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def check_toy_study(root: Path, run: subprocess.CompletedProcess, attempts: int) -> None:

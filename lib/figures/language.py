@@ -61,7 +61,7 @@ def adapter_spaces(table: Table) -> Figure:
 
 def _cosines(axes: Axes, table: Table) -> None:
     """A point per pair of tasks: its cosine in one space against that in the other, mean over seeds."""
-    wide = table.pivot_table(index=["task", "other"], columns="space", values="value")
+    wide = table.pivot_table(index=["task", "other"], columns="space", values="value").reindex(columns=list(SPACES))
     axes.plot(wide["weights"], wide["adapter"], "o", color=INK, alpha=0.7)
     low, high = min(wide.min().min(), 0), wide.max().max()
     axes.plot([low, high], [low, high], ls="--", **REFERENCE)
