@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lib.files.weights import FLOATING, NO_PARAMETER, bare, fit, read_weights
+from lib.files.weights import FLOATING, NO_PARAMETER, Weights, bare, fit, read_weights
 from lib.runtime.disk import atomic_path
 from lib.vectors.layout import Layout
 from lib.vectors.streaming import stream_sum
@@ -53,15 +53,12 @@ def merge_files(
     if unknown := [name for name, kind in types.items() if kind not in FLOATING]:
         raise ValueError(f"{theta0}: layer '{unknown[0]}' is stored as {types[unknown[0]]}, which cannot be merged")
     layout = Layout(tuple(types), tuple(tuple(base.like[name].shape) for name in types), dtypes=tuple(types.values()))
-    start = base.only(types)
+    start = Weights(base.place, {name: base.like[name] for name in types}, base.read)
     fitted = [fit(own, start) for own in found]
     for own in fitted:
-        for kind in {
-            own.like[name].dtype for name, there in types.items() if own.like[name].dtype.itemsize < there.itemsize
-        }:
-            print(
-                f"{own.place} is stored as {str(kind)[6:]}: its rounding (a relative {torch.finfo(kind).eps / 2:.1g}) is merged"
-            )
+        for kind in {own.like[name].dtype for name, there in types.items() if own.like[name].itemsize < there.itemsize}:
+            rounding = f"its rounding (a relative {torch.finfo(kind).eps / 2:.1g}) is merged"
+            print(f"{own.place} is stored as {str(kind)[6:]}: {rounding}")
     merged = stream_sum(torch.zeros(layout.length), [start], layout)  # theta0 itself, read like an expert
     factor = 1 / len(experts) if scaling_factor is None else scaling_factor
     merged.add_(stream_sum(merged, fitted, layout), alpha=factor)

@@ -2,7 +2,7 @@
 
 A file of safetensors, one of torch (a state dict however nested, or a whole module: see `lib.files.pickled`), several
 files with an index, or a folder with one of these becomes a mapping name -> tensor, each read when it is asked for.
-Nothing in a file runs. What a file is follows from its first bytes, what a tensor is from the names, never from a suffix.
+Nothing in a file runs. What a file is follows from its first bytes, what a tensor is from its name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -33,9 +33,9 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Last or any parts of names. Buffers that follow from the architecture; layers that a task has for itself; layers that
 # architectures tie, so that some files hold them once and others under each name.
 NO_PARAMETER = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|relative_position_index|total_(ops|params))$")
-HEAD = re.compile(r"(^|\.)(heads?|head_dist|fc|classifier|classification_head|score|last_linear)\.")
+HEAD = re.compile(r"^(heads?|head_dist|fc|classifier|classification_head|score|last_linear)\.")
 TIED = re.compile(r"(^|\.)(shared|embed_tokens|lm_head|wte|word_embeddings|embed_out|predictions\.decoder)\.weight$")
-AROUND = ("state_dict.", "model_state_dict.", "module.", "_orig_mod.")
+AROUND = re.compile(r"((model_)?state_dict\.|module\.|_orig_mod\.)+")
 EMA = re.compile(r"(^|[._])(ema|teacher)([._]|$)")
 SHOWN = 10
 
@@ -78,15 +78,8 @@ class Weights(Mapping[str, Tensor]):
         names = {name.removeprefix(prefix): like for name, like in self.like.items() if name.startswith(prefix)}
         return Weights(self.place, names, lambda name: self.read(prefix + name))
 
-    def only(self, names: Collection[str]) -> Weights:
-        """Some of them."""
-        return Weights(self.place, {name: self.like[name] for name in names}, self.read)
 
-
-@cache
-def say(line: str) -> None:
-    """Print a line, once in a process: what is read is read more than once."""
-    print(line, flush=True)
+say = cache(partial(print, flush=True))  # a line, once in a process: what is read is read more than once
 
 
 def find_file(place: Path) -> Path:
@@ -123,7 +116,7 @@ def read_weights(place: str | Path) -> Weights:
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no index of weights ({type(error).__name__}); download it again") from None
     parts = {file: _of_file(file) for file in dict.fromkeys(files.values())}
-    if absent := [name for name, file in files.items() if name not in parts[file]]:
+    if absent := [name for name, file in files.items() if name not in parts[file].like]:
         raise ValueError(f"{path} names '{absent[0]}', which {files[absent[0]].name} lacks; download both again")
     like = {name: parts[file].like[name] for name, file in files.items()}
     return Weights(path, like, lambda name: parts[files[name]][name])
@@ -136,7 +129,7 @@ def _of_file(path: Path) -> Weights:
                         (b"<", "a web page and no weights: download it again")):  # fmt: skip
         if head.lstrip().startswith(start) and head[8:9] != b"{":
             raise ValueError(f"{path} cannot be read: it is {what}")
-    if head[8:9] != b"{" and (head.startswith((b"PK\x03\x04", b"\x80")) or (head and path.suffix != ".safetensors")):
+    if head and head[8:9] != b"{" and path.suffix != ".safetensors":
         return Weights.of(path, read_tensors(path))
     with _opened(path) as file:
         like = {name: file.get_tensor(name).to("meta") for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -160,7 +153,7 @@ def _layer(path: Path, name: str) -> Tensor:
 
 
 def prefix_of(names: Iterable[str], wanted: Collection[str]) -> tuple[str, int]:
-    """What stands in front of the wanted names where most of them are found ("module.", "state_dict.", ...), and of how many.
+    """What stands before the wanted names where most of them are ("module.", "state_dict.", ...), and of how many.
 
     Raises:
         ValueError: if two models in one file have equally many; averaged and teachers' weights are left out for others.
@@ -179,15 +172,9 @@ def prefix_of(names: Iterable[str], wanted: Collection[str]) -> tuple[str, int]:
 
 def bare(weights: Weights) -> Weights:
     """Weights without what training puts around the names of a whole model."""
-    while prefix := next((word for word in AROUND if _all_have(weights, word)), ""):
-        weights = weights.below(prefix)
-    return weights
-
-
-def _all_have(weights: Weights, prefix: str) -> bool:
-    return any(weights) and all(
-        name.startswith(prefix) for name, own in weights.like.items() if own.is_floating_point()
-    )
+    floating = [name for name, own in weights.like.items() if own.is_floating_point()]
+    around = AROUND.match(min(floating, default=""))
+    return weights.below(around[0]) if around and all(name.startswith(around[0]) for name in floating) else weights
 
 
 def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]] | None = None) -> Weights:
@@ -206,15 +193,16 @@ def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tup
     """
     like = start.like if isinstance(start, Weights) else start
     sources = sources or {name: (name,) for name in start}
-    used = {part for name, parts in sources.items() for part in parts if like[name].is_floating_point()}
+    used = {part for parts in sources.values() for part in parts}
     try:
         prefix, _ = prefix_of(weights, used)
     except ValueError as error:
         raise ValueError(f"{weights.place}: {error}") from None
     given = weights.below(prefix)
-    parts = {name: sources[name] for name in sources if like[name].is_floating_point()}
+    kept = {name for name in sources if like[name].is_floating_point() or set(sources[name]) <= given.like.keys()}
+    parts = {name: own for name, own in sources.items() if name in kept and not NO_PARAMETER.search(name)}
     parts |= _tied(parts, given, start)
-    missing = [part for own in parts.values() for part in own if part not in given]
+    missing = [part for own in parts.values() for part in own if part not in given.like]
     extra = [name for name, own in given.like.items() if name not in used and own.is_floating_point()]
     heads = [name for name in extra if HEAD.search(name)]
     extra = [name for name in extra if name not in heads and not NO_PARAMETER.search(name)]
@@ -233,15 +221,19 @@ def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tup
         tensors = [given[part] for part in parts[name]]
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    stored = {name: like[name].to("meta", given.like[own[0]].dtype) for name, own in parts.items()}
+    stored = {
+        name: torch.empty_like(like[name], device="meta", dtype=given.like[own[0]].dtype) for name, own in parts.items()
+    }
     return Weights(weights.place, stored, read)
 
 
 def _tied(parts: Mapping[str, tuple], given: Weights, start: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """For each layer that is not there: another that the pre-trained model has tied to it."""
     found = {}
-    for name in (name for name in parts if TIED.search(name) and not set(parts[name]) & set(given)):
-        same = (other for other in parts if other != name and TIED.search(other) and set(parts[other]) <= set(given))
+    for name in (name for name in parts if TIED.search(name) and not set(parts[name]) & given.like.keys()):
+        same = (
+            other for other in parts if other != name and TIED.search(other) and set(parts[other]) <= given.like.keys()
+        )
         if twin := next((other for other in same if torch.equal(start[name], start[other])), None):
             found[name] = parts[twin]
     return found
@@ -249,7 +241,7 @@ def _tied(parts: Mapping[str, tuple], given: Weights, start: Mapping[str, Tensor
 
 def _alias(name: str, used: Collection[str], given: Weights) -> bool:
     """Whether a further layer is a bit-equal copy of one that is used."""
-    shape, twins = given.like[name].shape, (own for own in used if TIED.search(own) and own in given)
+    shape, twins = given.like[name].shape, (own for own in used if TIED.search(own) and own in given.like)
     same = TIED.search(name) and any(
         given.like[own].shape == shape and torch.equal(given[name], given[own]) for own in twins
     )
@@ -266,7 +258,7 @@ def _unlike(name: str, parts: tuple[str, ...], given: Weights, like: Tensor) -> 
     shape = [len(own) * own[0].shape[0], *own[0].shape[1:]] if len(own) > 1 else list(own[0].shape)
     if shape != list(like.shape):
         return f"layer '{name}' has shape {shape}, expected {list(like.shape)}"
-    if odd := [part.dtype for part in own if part.dtype not in FLOATING]:
+    if odd := [part.dtype for part in own if like.is_floating_point() and part.dtype not in FLOATING]:
         return f"layer '{name}' is stored as {odd[0]}, which cannot be merged"
     return ""
 

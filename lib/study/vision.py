@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.files.experts import check_activation, load_published
+from lib.files.experts import activation_of, load_published
 from lib.fusion.activations import layer_groups, read_moments
 from lib.runtime.keys import Known, digest
 from lib.runtime.rng import batch_indices, seed_of
@@ -138,10 +138,11 @@ class VisionWorkspace(Workspace):
             return super().expert(task)
         if self.after:
             raise ValueError("published experts are finished ones: leave experts or kept_steps out")
-        check_activation(self.clip.visual)
-        lineage = {"lineage": profile.lineage, "model": profile.model}
-        state, _ = load_published(profile.experts, task, self.layout, self.theta0, **lineage)
-        return Expert(self.layout.flatten(state))
+        about = {"lineage": profile.lineage, "model": profile.model, "statistics": self.model.initial_statistics}
+        about["activation"] = activation_of(self.backbone.encoder)
+        state, _ = load_published(profile.experts, task, self.layout, self.theta0, **about)
+        own = {name: state[name] for name in about["statistics"]}
+        return Expert(self.layout.flatten({name: state[name] for name in self.layout.names}), own)
 
     @property
     def experts(self) -> Mapping[str, dict[str, Tensor]]:

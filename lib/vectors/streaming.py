@@ -36,8 +36,8 @@ def stream_sum(
 
     Args:
         theta0: pre-trained parameters [D].
-        experts: T mappings with the layout's names and shapes, of any floating-point type; `lib.files.weights.fit` makes
-            them of files, and checks all of a file before anything is summed.
+        experts: T mappings with the layout's names and shapes, of any floating-point type;
+            `lib.files.weights.fit` makes them of files, and checks all of a file before anything is summed.
         layout: where each layer lies.
         coefficients: lambda, task-wise [T] or layer-wise [T, L]; None is 1 everywhere.
 
@@ -45,14 +45,14 @@ def stream_sum(
         S [D], of theta0's type and device; the padding is zero.
 
     Raises:
-        ValueError: if there is no expert, the coefficients do not fit, or an expert does not fit the layout or holds NaN
-            or Inf (named: which file, which layer).
+        ValueError: if there is no expert, the coefficients do not fit, or an expert does not fit the layout or holds
+            NaN or Inf (named: which file, which layer).
     """
     weights = _weights(coefficients, len(experts), layout)
     base = layout.views(theta0.detach())
     names = [getattr(expert, "place", f"expert {number}") for number, expert in enumerate(experts)]
     for name, expert in zip(names, experts, strict=True):
-        if absent := [layer for layer in layout.names if layer not in expert]:
+        if absent := sorted(set(layout.names) - set(expert)):
             raise ValueError(f"{name}: layer '{absent[0]}' is missing")
     summed = torch.zeros_like(theta0, requires_grad=False)
     out = layout.views(summed)
@@ -71,7 +71,7 @@ def stream_sum(
 
 
 def reader(theta0: Mapping[str, Tensor], layout: Layout) -> Callable[[Tensor], None]:
-    """A function that reads theta0 into a vector [D], layer by layer: `lib.concrete.merge_step` then need not hold it."""
+    """A function that reads theta0 into a vector [D] by layers: `lib.concrete.merge_step` then need not hold it."""
 
     def read(out: Tensor) -> None:
         for name, view in layout.views(out).items():
