@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lib.files.lineages import HUGGING_FACE, TASK_VECTORS, locate, pattern_of
+from lib.files.lineages import HUGGING_FACE, ORIGINAL, locate, pattern_of
 from lib.files.weights import Weights, fit, prefix_of, read_weights, say
 from lib.vectors.layout import Layout
 
@@ -72,7 +72,8 @@ def load_published(
     weights = read_weights(found if isinstance(found, Path) else _download(found))
     start = layout.views(theta0.cpu())
     try:
-        if activation == "gelu" and (lineage == TASK_VECTORS or experts == HUGGING_FACE):
+        published = experts == HUGGING_FACE or (weights.place.name == ORIGINAL and "class_embedding" in start)
+        if published and activation == "gelu":
             raise ValueError(
                 f"experts of '{lineage}' compute with QuickGELU: set pretrained='openai', or a -quickgelu model"
             )
@@ -99,9 +100,7 @@ def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Wei
     made = fit(others, {name: start[name] for name in sources}, sources)
     own = {"proj": weights[projection].T if projection else start["proj"]} if "proj" in start else {}
     if own and own["proj"].shape != start["proj"].shape:
-        raise ValueError(
-            f"layer '{projection}' has shape {list(own['proj'].T.shape)}: is this another size of the model?"
-        )
+        raise ValueError(f"layer '{projection}' has shape {list(own['proj'].T.shape)} (another size of the model?)")
     like = {name: {**made.like, **own}[name].to("meta") for name in start if name in made.like or name in own}
     return Weights(weights.place, like, lambda name: own[name] if name in own else made[name])
 
@@ -128,7 +127,9 @@ def described(theta0: Tensor, vectors: Tensor, tasks: Sequence[str]) -> Iterator
     lengths = grams.diag().clamp(min=0).sqrt()
     cosines = (grams / (lengths[:, None] * lengths).clamp(min=1e-30)).fill_diagonal_(-1)
     for task, length, row in zip(tasks, lengths.tolist(), cosines, strict=True):
-        line = f"expert of '{task}': |tau| is {length / theta0.norm().item():.2%} of |theta0|"
+        share = length / theta0.norm().item()
+        line = f"expert of '{task}': |tau| is {share:.2%} of |theta0|"
+        line += " (no fine-tune of this model?)" * (share > FAR)
         if len(tasks) > 1:
             most, other = row.max(0)
             line += f", largest cosine {most.item():.2f} with '{tasks[int(other)]}'"

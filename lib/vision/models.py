@@ -148,17 +148,16 @@ def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Cl
 
 
 def _quick_gelu(name: str, place: Path) -> bool:
-    """Whether weights in a file compute with QuickGELU, where a model can have either activation: from the file's name.
+    """Whether weights in a file compute with QuickGELU, where a model can have either: from its name, or its folder's.
 
     Raises:
         ValueError: if that does not say it.
     """
     if f"{name}-quickgelu" not in open_clip.list_models():
         return False
-    if "openai" in str(place).lower():
-        return True
-    if tags := [tag for tag in open_clip.list_pretrained_tags_by_model(name) if tag in str(place)]:
-        return bool(open_clip.get_pretrained_cfg(name, tags[0]).get("quick_gelu"))
+    words = f"{place.parent.name}/{place.name}".lower()
+    if tags := [tag for tag in open_clip.list_pretrained_tags_by_model(name) if tag in words]:
+        return bool(open_clip.get_pretrained_cfg(name, max(tags, key=len)).get("quick_gelu"))
     raise ValueError(
         f"{place} does not say with which activation these weights compute: set model='{name}-quickgelu' if they are "
         f"OpenAI's or come from those, else model='{name}-gelu'"

@@ -313,6 +313,8 @@ def test_a_line_says_how_experts_compare():
     theta0[0], one[1] = 4, 1
     lines = list(described(theta0, torch.stack([one, 2 * one, one.roll(1)]).bfloat16(), ["a", "b", "c"]))
     assert lines[0] == "expert of 'a': |tau| is 25.00% of |theta0|, largest cosine 1.00 with 'b': are they one expert?"
+    far = next(described(theta0, 4 * torch.eye(1024)[:1] * -1, ["a"]))
+    assert far == "expert of 'a': |tau| is 100.00% of |theta0| (no fine-tune of this model?)"
     assert lines[2].startswith("expert of 'c': |tau| is 25.00% of |theta0|, largest cosine 0.00 with ")
 
 
