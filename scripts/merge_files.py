@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lib.files.weights import FLOATING, NO_PARAMETER, Weights, bare, fit, read_weights
+from lib.files.weights import FLOATING, NO_PARAMETER, Weights, fit, read_weights
 from lib.runtime.disk import atomic_path
 from lib.vectors.layout import Layout
 from lib.vectors.streaming import stream_sum
 
+AROUND = re.compile(r"((model_)?state_dict\.|module\.|_orig_mod\.)+")  # what training puts before a model's names
 TYPES = {"same": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 METHODS = {"weight-averaging": None, "task-arithmetic": 0.3}  # with their scaling factors
 
@@ -39,7 +41,7 @@ def merge_files(
     Raises:
         ValueError: for a file in two roles, a scaling factor that is not finite, or what `fit` and `stream_sum` refuse.
     """
-    base = bare(read_weights(theta0))
+    base = _bare(read_weights(theta0))
     found = [read_weights(path) for path in experts]
     inputs = [own.place.resolve() for own in found]
     if base.place.resolve() in inputs or out.resolve() in (base.place.resolve(), *inputs):
@@ -72,6 +74,13 @@ def merge_files(
     about["method"] = "weight-averaging" if scaling_factor is None else f"task-arithmetic, scaling factor {factor}"
     with atomic_path(out) as temporary:
         save_file({**layers, **kept}, temporary, metadata=about)
+
+
+def _bare(weights: Weights) -> Weights:
+    """Weights without what training puts around the names of a whole model."""
+    floating = [name for name, own in weights.like.items() if own.is_floating_point()]
+    around = AROUND.match(min(floating, default=""))
+    return weights.below(around[0]) if around and all(name.startswith(around[0]) for name in floating) else weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

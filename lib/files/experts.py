@@ -101,7 +101,7 @@ def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Wei
     own = {"proj": weights[projection].T if projection else start["proj"]} if "proj" in start else {}
     if own and own["proj"].shape != start["proj"].shape:
         raise ValueError(f"layer '{projection}' has shape {list(own['proj'].T.shape)} (another size of the model?)")
-    like = {name: {**made.like, **own}[name].to("meta") for name in start if name in made.like or name in own}
+    like = {name: {**made.like, **own}[name] for name in start if name in made or name in own}
     return Weights(weights.place, like, lambda name: own[name] if name in own else made[name])
 
 

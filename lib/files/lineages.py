@@ -49,12 +49,7 @@ ORIGINAL = "finetuned.pt"  # how the original checkpoints are called
 
 
 def pattern_of(experts: str, model: str, tasks: Collection[str]) -> str:
-    """The pattern that a profile's `experts` stands for.
-
-    Args:
-        experts: a pattern, or "hugging-face" for that lineage's repositories.
-        model: the profile's model, which they must be experts of.
-        tasks: names of the tasks.
+    """The pattern that a profile's `experts` stands for: itself, or that of the repositories of "hugging-face".
 
     Raises:
         ValueError: if it is no pattern for them, or the lineage has no experts of that model.

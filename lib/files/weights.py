@@ -12,9 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,43 +35,52 @@ FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NO_PARAMETER = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq|relative_position_index|total_(ops|params))$")
 HEAD = re.compile(r"^(heads?|head_dist|fc|classifier|classification_head|score|last_linear)\.")
 TIED = re.compile(r"(^|\.)(shared|embed_tokens|lm_head|wte|word_embeddings|embed_out|predictions\.decoder)\.weight$")
-AROUND = re.compile(r"((model_)?state_dict\.|module\.|_orig_mod\.)+")
 EMA = re.compile(r"(^|[._])(ema|teacher)([._]|$)")
 SHOWN = 10
+Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Weights(Mapping[str, Tensor]):
-    """Name -> tensor on the CPU, read when asked for.
+class OnDemand(Mapping[str, Value]):
+    """Values by name, each read anew when asked for: kept, all of them would take too much memory."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Value]) -> None:
+        self.names, self.read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Value:
+        """Read a value."""
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is one, without reading it."""
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.names)
+
+
+class Weights(OnDemand[Tensor]):
+    """Name -> tensor on the CPU.
 
     Attributes:
         place: where they lie.
         like: name -> a tensor of the same shape and type without numbers, on the device "meta".
-        read: reads the tensor of a name.
     """
 
-    place: Path
-    like: dict[str, Tensor]
-    read: Callable[[str], Tensor]
+    def __init__(self, place: Path, like: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        super().__init__(like, read)
+        self.place, self.like = place, {name: tensor.to("meta") for name, tensor in like.items()}
 
     @classmethod
     def of(cls, place: Path, tensors: Mapping[str, Tensor]) -> Weights:
         """Tensors that are in memory, or mapped."""
-        return cls(place, {name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.__getitem__)
-
-    def __getitem__(self, name: str) -> Tensor:
-        """Read a tensor."""
-        if name not in self.like:
-            raise KeyError(name)
-        return self.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        """The names."""
-        return iter(self.like)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.like)
+        return cls(place, tensors, tensors.__getitem__)
 
     def below(self, prefix: str) -> Weights:
         """What has a prefix, without it."""
@@ -152,29 +161,23 @@ def _layer(path: Path, name: str) -> Tensor:
         return file.get_tensor(name)
 
 
-def prefix_of(names: Iterable[str], wanted: Collection[str]) -> tuple[str, int]:
+def prefix_of(weights: Weights, wanted: Collection[str]) -> tuple[str, int]:
     """What stands before the wanted names where most of them are ("module.", "state_dict.", ...), and of how many.
 
     Raises:
         ValueError: if two models in one file have equally many; averaged and teachers' weights are left out for others.
     """
     counts: Counter[str] = Counter()
-    for name in names:
+    for name in weights:
         cuts = [0, *(place.end() for place in re.finditer(r"\.", name))]
         counts.update(name[:cut] for cut in cuts if name[cut:] in wanted)
     most = max(counts.values(), default=0)
     best = [prefix for prefix, count in counts.items() if count == most] or [""]
     best = [""] if "" in best else [prefix for prefix in best if not EMA.search(prefix)] or best
     if len(best) > 1:
-        raise ValueError(f"it holds {len(best)} models ({', '.join(best[:SHOWN])}): save the one that is meant")
+        many = f"it holds {len(best)} models ({', '.join(best[:SHOWN])})"
+        raise ValueError(f"{weights.place}: {many}: save the one that is meant")
     return best[0], most
-
-
-def bare(weights: Weights) -> Weights:
-    """Weights without what training puts around the names of a whole model."""
-    floating = [name for name, own in weights.like.items() if own.is_floating_point()]
-    around = AROUND.match(min(floating, default=""))
-    return weights.below(around[0]) if around and all(name.startswith(around[0]) for name in floating) else weights
 
 
 def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tuple[str, ...]] | None = None) -> Weights:
@@ -194,15 +197,12 @@ def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tup
     like = start.like if isinstance(start, Weights) else start
     sources = sources or {name: (name,) for name in start}
     used = {part for parts in sources.values() for part in parts}
-    try:
-        prefix, _ = prefix_of(weights, used)
-    except ValueError as error:
-        raise ValueError(f"{weights.place}: {error}") from None
+    prefix, _ = prefix_of(weights, used)
     given = weights.below(prefix)
     kept = {name for name in sources if like[name].is_floating_point() or set(sources[name]) <= given.like.keys()}
     parts = {name: own for name, own in sources.items() if name in kept and not NO_PARAMETER.search(name)}
     parts |= _tied(parts, given, start)
-    missing = [part for own in parts.values() for part in own if part not in given.like]
+    missing = [part for own in parts.values() for part in own if part not in given]
     extra = [name for name, own in given.like.items() if name not in used and own.is_floating_point()]
     heads = [name for name in extra if HEAD.search(name)]
     extra = [name for name in extra if name not in heads and not NO_PARAMETER.search(name)]
@@ -221,9 +221,8 @@ def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tup
         tensors = [given[part] for part in parts[name]]
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    stored = {
-        name: torch.empty_like(like[name], device="meta", dtype=given.like[own[0]].dtype) for name, own in parts.items()
-    }
+    kinds = {name: given.like[own[0]].dtype for name, own in parts.items()}
+    stored = {name: torch.empty_like(like[name], device="meta", dtype=kind) for name, kind in kinds.items()}
     return Weights(weights.place, stored, read)
 
 
@@ -241,13 +240,11 @@ def _tied(parts: Mapping[str, tuple], given: Weights, start: Mapping[str, Tensor
 
 def _alias(name: str, used: Collection[str], given: Weights) -> bool:
     """Whether a further layer is a bit-equal copy of one that is used."""
-    shape, twins = given.like[name].shape, (own for own in used if TIED.search(own) and own in given.like)
-    same = TIED.search(name) and any(
-        given.like[own].shape == shape and torch.equal(given[name], given[own]) for own in twins
-    )
+    twins = (own for own in used if TIED.search(name) and TIED.search(own) and own in given)
+    same = any(torch.equal(given[name], given[own]) for own in twins)
     if same:
         say(f"{given.place.name}: '{name}' is tied, and left out")
-    return bool(same)
+    return same
 
 
 def _unlike(name: str, parts: tuple[str, ...], given: Weights, like: Tensor) -> str:

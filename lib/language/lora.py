@@ -108,14 +108,8 @@ def save_adapter(model: PeftModel, adapter: Mapping[str, Tensor], folder: Path) 
 def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
     """The weights that an expert changes in the pre-trained model: a full fine-tune, or an adapter of any kind.
 
-    Adapters are merged by peft itself, which knows what each field of their configuration means.
-
-    Args:
-        source: a folder of peft or of transformers, or a name on the hub of an adapter.
-        model: the pre-trained model; left as it is.
-
-    Returns:
-        Name -> the changed weights.
+    Adapters are merged by peft itself, which knows what each field of their configuration means. `source` is a folder
+    of peft, a file or folder with weights, or an adapter's name on the hub; the model stays as it is.
 
     Raises:
         ValueError: if it cannot be read or merged, belongs to another model, or changes nothing.
@@ -124,7 +118,7 @@ def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
     try:
         if isinstance(source, Path) and not (source / "adapter_config.json").is_file():
             fitted = fit(read_weights(source), start)
-            state = {name: fitted[name].to(start[name].dtype) for name in start}
+            state = {name: fitted[name].to(start[name]) for name in start}
         else:
             state = _merged_by_peft(str(source), model)
     except (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -132,12 +126,12 @@ def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
         raise ValueError(f"expert {source} cannot be merged: {reason}") from None
     if state.keys() != start.keys():
         odd = sorted(state.keys() ^ start.keys())[0]
-        raise ValueError(
-            f"expert {source} adds or unties '{odd}' (modules_to_save?): what is merged must be in the model"
-        )
+        raise ValueError(f"expert {source} adds or unties '{odd}' (modules_to_save?), which the model has not")
     if unfit := [name for name in start if state[name].shape != start[name].shape or not state[name].isfinite().all()]:
         raise ValueError(f"expert {source}: '{unfit[0]}' has another shape, NaN or Inf: was it made for another model?")
-    changed = {name: tensor for name, tensor in state.items() if not torch.equal(tensor, start[name])}
+    changed = {
+        name: tensor.cpu() for name, tensor in state.items() if not torch.equal(tensor.to(start[name]), start[name])
+    }
     if not changed:
         raise ValueError(f"expert {source} changes nothing (every B is 0): was it saved before training?")
     return changed
@@ -206,11 +200,9 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
         )
     named = {name.replace(".weight", f".{NAME}.weight"): tensor.float() for name, tensor in tensors.items()}
     own = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    if different := sorted(own.keys() ^ named.keys()):
+    ours, theirs = ({name: tuple(tensor.shape) for name, tensor in some.items()} for some in (own, named))
+    if different := sorted({name for name, _ in ours.items() ^ theirs.items()}):
         raise ValueError(f"adapter {source} and the model differ in '{different[0]}'; was it made for another model?")
-    if wrong := [name for name, tensor in named.items() if tensor.shape != own[name].shape]:
-        shapes = f"{list(named[wrong[0]].shape)}, not {list(own[wrong[0]].shape)}"
-        raise ValueError(f"adapter {source}: '{wrong[0]}' has shape {shapes}; was it made for another model?")
     return {name: named[name] for name in own}
 
 

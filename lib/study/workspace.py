@@ -269,24 +269,3 @@ class Workspace(ABC):
             "confidence": setting.confidence,
             "frozen_bytes": self.frozen_bytes,
         }
-
-
-class OnDemand(Mapping[str, dict[str, Tensor]]):
-    """Experts by task, each read anew when asked for: kept, they would take as much memory as the task vectors."""
-
-    def __init__(self, tasks: Sequence[str], read: Callable[[str], dict[str, Tensor]]) -> None:
-        self.tasks, self.read = tuple(tasks), read
-
-    def __getitem__(self, task: str) -> dict[str, Tensor]:
-        """Read the expert of a task."""
-        if task not in self.tasks:
-            raise KeyError(task)
-        return self.read(task)
-
-    def __iter__(self) -> Iterator[str]:
-        """The tasks' names."""
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.tasks)

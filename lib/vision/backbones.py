@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from lib.files.weights import Weights, bare, fit, prefix_of, read_weights
+from lib.files.weights import Weights, fit, prefix_of, read_weights
 from lib.runtime.parameters import closest
 from lib.runtime.rng import seed_of
 from lib.vision.models import Backbone, Preprocess, load_clip
@@ -87,7 +87,7 @@ def _input_size(name: str) -> tuple[int, bool]:
 
 def _load_weights(model: nn.Module, place: str, source: str) -> None:
     """Load weights into a model without classifier, resampled where the input's size asks for it."""
-    weights, own = bare(read_weights(place)), model.state_dict()
+    weights, own = read_weights(place), model.state_dict()
     try:
         state = dict(weights.below(prefix_of(weights, own)[0]))
         # timm keeps what brings an older or differently sized checkpoint into the model's form beside each family

@@ -12,7 +12,7 @@ import torch
 from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
-from lib.files.weights import Weights, bare, fit, read_weights
+from lib.files.weights import Weights, fit, prefix_of, read_weights
 from lib.runtime.device import Runtime
 from lib.runtime.disk import ROOT
 from lib.runtime.keys import key_of
@@ -166,7 +166,8 @@ def _quick_gelu(name: str, place: Path) -> bool:
 
 def _load(model: nn.Module, weights: Weights) -> None:
     """Load weights into a CLIP, position embeddings resampled where the input's size asks for it."""
-    state, own = dict(bare(weights)), model.state_dict()
+    own = model.state_dict()
+    state = dict(weights.below(prefix_of(weights, own)[0]))
     resize_pos_embed(state, model)
     model.load_state_dict(own | dict(fit(Weights.of(weights.place, state), own)))
 
