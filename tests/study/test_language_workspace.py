@@ -128,10 +128,8 @@ def test_experts_of_several_kinds_are_merged_together(world, folder, tmp_path):
         T5ForConditionalGeneration.from_pretrained(folder), tmp_path / "experts" / "similarity"
     )
     prompts = workspace.inputs("test", "similarity")
-    found, expected = (
-        first_token_logits(module.eval(), prompts, workspace.study.runtime)
-        for module in (workspace.model.move_to(workspace.expert("similarity").theta), again)
-    )
+    found = logits(workspace.model.move_to(workspace.expert("similarity").theta).eval(), prompts)
+    expected = logits(again.eval(), prompts)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
