@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lib.files.lineages import FILES, HUGGING_FACE, TASK_VECTORS, name_of
+from lib.files.lineages import HUGGING_FACE, ORIGINAL, TASK_VECTORS, name_of
 from lib.runtime.rng import seed_of
 from lib.study.profiles import PAPER_TASKS, PROFILES, VisionProfile
 from lib.vision.registry import REGISTRY
@@ -86,7 +86,7 @@ def write_stand_in(
     clip = write_model(folder / "model" / model, model)
     patterns = {
         HUGGING_FACE: f"{folder}/{HUGGING_FACE}/{model}/{{task}}",
-        TASK_VECTORS: f"{folder}/{TASK_VECTORS}/{model}/{{task}}/{FILES[TASK_VECTORS][0]}",
+        TASK_VECTORS: f"{folder}/{TASK_VECTORS}/{model}/{{task}}/{ORIGINAL}",
     }
     start = copy.deepcopy(clip.visual.state_dict())
     for task in tasks:

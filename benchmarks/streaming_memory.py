@@ -30,6 +30,7 @@ from torch import Tensor
 
 from benchmarks.common import ROOT, in_own_process, peak_resident, processor, vit_b_32_shapes
 from lib.concrete.merge_step import MergeStep
+from lib.files.weights import fit, read_weights
 from lib.fusion import task_arithmetic, weight_averaging
 from lib.study.tables import save_table
 from lib.vectors.layout import Layout
@@ -40,7 +41,7 @@ TABLE = ROOT / "data/benchmarks/streaming_memory.csv"
 
 def mask_steps(base: Path, summed: Tensor, layout: Layout) -> Tensor:
     """Learn mask logits [D] for two steps on a random gradient; theta0 stays in its file, read once a step."""
-    merging = MergeStep(reader(base, layout), summed[None], layout, backend="eager")
+    merging = MergeStep(reader(read_weights(base), layout), summed[None], layout, backend="eager")
     merging.learn_mask(temperature=0.5, learning_rate=1e-3, seed=0)
     gradient = torch.empty_like(summed)
     for step in range(2):
@@ -83,9 +84,9 @@ def run(method: str, folder: Path, tasks: int) -> dict[str, object]:
     files = [folder / f"expert{task}.safetensors" for task in range(tasks)]
     drop_from_cache(files)
     at_start, started = peak_resident(), time.monotonic()
-    theta0 = stream_sum(torch.zeros(layout.length), [folder / "base.safetensors"], layout)
+    theta0 = stream_sum(torch.zeros(layout.length), [read_weights(folder / "base.safetensors")], layout)
     reading = time.monotonic()
-    summed = stream_sum(theta0, files, layout)
+    summed = stream_sum(theta0, [fit(read_weights(file), layout.views(theta0)) for file in files], layout)
     rate = sum(path.stat().st_size for path in files) / (time.monotonic() - reading) / 1e9
     if method == "Weight averaging":
         weight_averaging(theta0, summed.div_(tasks)[None], layout)

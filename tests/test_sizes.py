@@ -5,7 +5,7 @@ import ast
 from lib.runtime.disk import ROOT
 
 MODULES = sorted((ROOT / "lib").rglob("*.py"))
-ENTRIES, MODULE_LINES, FUNCTION_LINES, LIBRARY_LINES = 12, 300, 60, 12_900
+ENTRIES, MODULE_LINES, FUNCTION_LINES, LIBRARY_LINES = 12, 300, 60, 13_200
 
 
 def lines(path):

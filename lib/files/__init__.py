@@ -1,15 +1,16 @@
-"""What others wrote: checkpoints of experts, pickles that run no code, data sets, and whose fine-tuning it is."""
+"""What others wrote: weights and experts, pickles that run no code, data sets, and whose fine-tuning it is."""
 
 from lib.runtime.index import index
 
 __getattr__, __dir__, __all__ = index(
     __name__,
     {
-        "experts": "check_activation load_published",
+        "experts": "load_published",
         "lineages": "one_lineage",
         "pickled": "read_tensors",
         "registry": "read_registry",
         "sets": "DataError Source find_source read_contents",
         "splits": "choose_rows",
+        "weights": "fit read_weights",
     },
 )

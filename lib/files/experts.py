@@ -1,27 +1,21 @@
-"""Published experts of CLIP's image encoder, in either file format, under the names of today's open_clip.
+"""Experts that others fine-tuned, under the names of the pre-trained model here.
 
-- `CLIPVisionModel` of transformers: `model.safetensors` or `pytorch_model.bin`. It keeps queries, keys and values
-  apart, open_clip stacks them. It has no projection: the pre-trained one was used, frozen, while it was fine-tuned. So
-  here `proj` is the pre-trained one, and its part of the task vector is zero.
-- A pickled `ImageEncoder` of the original task vectors, read by `lib.files.pickled` without its classes; its names
-  under `model.visual` are those of today's open_clip.
-
-Both are experts of OpenAI's weights, which compute with QuickGELU, x * sigmoid(1.702 x).
+That model's names are understood, in a CLIP those of the image encoder alone, of a whole CLIP of open_clip (a pickled
+one included, as the original task vectors have it), and of transformers' `CLIPVisionModel` and `CLIPModel`. There they
+keep queries, keys and values apart, open_clip stacks them. A `CLIPVisionModel` has no projection: the pre-trained one
+was used, frozen, while it was fine-tuned. So here `proj` is the pre-trained one, its part of the task vector is zero.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lib.files.lineages import FILES, HUGGING_FACE, TASK_VECTORS, path_of, pattern_of
-from lib.files.pickled import read_tensors
+from lib.files.lineages import HUGGING_FACE, ORIGINAL, locate, pattern_of
+from lib.files.weights import Weights, fit, prefix_of, read_weights, say
 from lib.vectors.layout import Layout
 
 # Parts of names in open_clip -> in transformers. Weights and biases of attention's input are stacked, see `_sources`.
@@ -38,68 +32,109 @@ RENAMED = (
     ("class_embedding", "embeddings.class_embedding"),
     ("positional_embedding", "embeddings.position_embedding.weight"),
 )
-PREFIX = "vision_model."  # transformers 5 leaves it out
 PROJECTION = "visual_projection.weight"
-OF_TEXT = ("text_model.", "text_projection.", "logit_scale")
+DOWNLOADED = ("model.safetensors", "pytorch_model.bin")
 FAR = 0.5  # an expert differs from its start by some percent of its length, other weights by 1.4 times it
+SAME = 0.999  # cosine of task vectors from which on they may be one expert's
 
 
 def load_published(
-    experts: str, task: str, layout: Layout, theta0: Tensor, *, lineage: str, model: str = ""
+    experts: str,
+    task: str,
+    layout: Layout,
+    theta0: Tensor,
+    *,
+    lineage: str,
+    model: str = "",
+    statistics: Mapping[str, Tensor] | None = None,
+    activation: str = "quick_gelu",
 ) -> tuple[dict[str, Tensor], Path]:
-    """Load the published expert of a task.
+    """Load the finished expert of a task.
 
     Args:
         experts: where they lie, a folder, file or name on the hub with {task} in it; or "hugging-face".
         task: its name in the study.
-        layout: of the pre-trained image encoder, under open_clip's names.
+        layout: of the pre-trained image encoder.
         theta0: its parameters [D].
         lineage: of all experts, see `lineages.lineage_of`.
         model: the pre-trained model's name, which "hugging-face" needs.
+        statistics: its BatchNorm statistics.
+        activation: what it computes with, see `activation_of`.
 
     Returns:
-        A state dict with exactly the layout's names, and the file it was read from.
+        A state dict with exactly the names of layout and statistics, of theta0's type, and the file it was read from.
 
     Raises:
-        ValueError: if there is no such file, it cannot be read, or it is no expert of this model (a layer missing or
-            unknown, another shape or type, NaN or Inf, another activation, another start); names file and layer.
+        ValueError: if there is no such file, it cannot be read, or it is no expert of this model (layers missing or
+            unknown, another shape, NaN or Inf, another activation, another start, or nothing learned); names the file.
     """
-    path = locate(pattern_of(experts, model), lineage, task)
+    found = locate("experts", pattern_of(experts, model, [task]), lineage, task)
+    weights = read_weights(found if isinstance(found, Path) else _download(found))
     start = layout.views(theta0.cpu())
     try:
-        if lineage == TASK_VECTORS:
-            state = from_task_vectors(read_tensors(path, lambda name: "visual." in name))
-        else:
-            check_config(path.parent / "config.json", start)
-            state = from_hugging_face(_read(path), start)
-        layout.check(state)
-        for name in layout.names:
-            layout.check_type(name, state[name].dtype)
-        check_start(state, start)
+        published = experts == HUGGING_FACE or (weights.place.name == ORIGINAL and "class_embedding" in start)
+        if published and activation == "gelu":
+            raise ValueError(
+                f"experts of '{lineage}' compute with QuickGELU: set pretrained='openai', or a -quickgelu model"
+            )
+        weights = _ours(weights, {**start, **(statistics or {})}, activation)
+        state = {name: weights[name].to(start[name].dtype if name in start else None) for name in weights}
+        layout.check({name: state[name] for name in layout.names})
+        change = check_start(state, start)
     except ValueError as error:
-        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        message = str(error) if str(weights.place) in str(error) else f"{weights.place}: {error}"
         raise ValueError(message) from None
-    return {name: state[name] for name in layout.names}, path
+    _say_rounding(weights, start, task, change)
+    return state | {name: own for name, own in (statistics or {}).items() if name not in state}, weights.place
 
 
-def locate(pattern: str, lineage: str, task: str) -> Path:
-    """Find the file of an expert: a file, one in a folder, or one on the hub.
+def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Weights:
+    """An expert under the names of the pre-trained model."""
+    sources = {name: _sources(name) for name in start if name != "proj"}
+    stacked = {part for parts in sources.values() for part in parts}
+    if prefix_of(weights, stacked)[1] <= prefix_of(weights, start)[1]:
+        return fit(weights, start)
+    check_config(weights.place.parent / "config.json", start, activation)
+    projection = next((name for name in weights if name.endswith(PROJECTION)), "")
+    others = Weights(weights.place, {n: own for n, own in weights.like.items() if n != projection}, weights.read)
+    made = fit(others, {name: start[name] for name in sources}, sources)
+    own = {"proj": weights[projection].T if projection else start["proj"]} if "proj" in start else {}
+    if own and own["proj"].shape != start["proj"].shape:
+        raise ValueError(f"layer '{projection}' has shape {list(own['proj'].T.shape)} (another size of the model?)")
+    like = {name: {**made.like, **own}[name] for name in start if name in made or name in own}
+    return Weights(weights.place, like, lambda name: own[name] if name in own else made[name])
 
-    Raises:
-        ValueError: if there is none; names what was looked for.
+
+def _say_rounding(weights: Weights, start: Mapping[str, Tensor], task: str, change: float) -> None:
+    """An expert in half precision beside a float32 model: how much of its task vector is rounding."""
+    kinds = {name: weights.like[name].dtype for name in start}
+    half = {name: kind for name, kind in kinds.items() if kind.itemsize < start[name].dtype.itemsize}
+    if half:
+        noise = sum((start[name].to(kind) - start[name]).double().square().sum().item() for name, kind in half.items())
+        said = f"expert of '{task}' is stored as {' and '.join(sorted({str(kind)[6:] for kind in half.values()}))}"
+        say(f"{said}: about {min(1, noise**0.5 / change):.0%} of its task vector is rounding")
+
+
+def described(theta0: Tensor, vectors: Tensor, tasks: Sequence[str]) -> Iterator[str]:
+    """A line for each expert: how far it is from the pre-trained model, and which other one is most like it.
+
+    Args:
+        theta0: pre-trained parameters [D].
+        vectors: task vectors [T, D].
+        tasks: their names.
     """
-    place = path_of(pattern, lineage, task)
-    for path in (place, *(place / name for name in FILES[lineage])):
-        if path.is_file():
-            return path
-    if place.is_dir():
-        raise ValueError(f"no expert of '{task}' in {place}: expected {' or '.join(FILES[lineage])} there")
-    if pattern.startswith(("/", ".", "~")) or pattern.count("/") != 1 or lineage == TASK_VECTORS:
-        raise ValueError(
-            f"no expert of '{task}' at {place}: put it there, or set experts to where it is (a name on the hub has "
-            "exactly one /)"
-        )
-    return _download(str(place))
+    grams = sum((part := columns.to(theta0)) @ part.T for columns in vectors.split(1 << 22, dim=1))
+    lengths = grams.diag().clamp(min=0).sqrt()
+    cosines = (grams / (lengths[:, None] * lengths).clamp(min=1e-30)).fill_diagonal_(-1)
+    for task, length, row in zip(tasks, lengths.tolist(), cosines, strict=True):
+        share = length / theta0.norm().item()
+        line = f"expert of '{task}': |tau| is {share:.2%} of |theta0|"
+        line += " (no fine-tune of this model?)" * (share > FAR)
+        if len(tasks) > 1:
+            most, other = row.max(0)
+            line += f", largest cosine {most.item():.2f} with '{tasks[int(other)]}'"
+            line += ": are they one expert?" * (most.item() > SAME)
+        yield line
 
 
 def _download(hub: str) -> Path:
@@ -107,7 +142,7 @@ def _download(hub: str) -> Path:
     from huggingface_hub import snapshot_download  # here, not above: importing it takes long
 
     try:
-        for name in FILES[HUGGING_FACE]:
+        for name in DOWNLOADED:
             path = Path(snapshot_download(hub, allow_patterns=["config.json", name])) / name
             if path.is_file():
                 return path
@@ -116,118 +151,57 @@ def _download(hub: str) -> Path:
             f"cannot fetch '{hub}' from the Hugging Face hub ({type(error).__name__}); check the network, or set "
             "experts to a folder with {task} in it that holds config.json and model.safetensors"
         ) from error
-    raise ValueError(f"'{hub}' on the Hugging Face hub holds none of {', '.join(FILES[HUGGING_FACE])}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".safetensors":
-        return read_tensors(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); download it again") from None
-
-
-def from_task_vectors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The image encoder's part of a pickled module: what comes after "visual." in each name.
-
-    Raises:
-        ValueError: if there is none, or two.
-    """
-    found = {name.partition("visual.")[2]: tensor for name, tensor in tensors.items() if "visual." in name}
-    if not found or len({name.partition("visual.")[0] for name in tensors}) > 1:
-        raise ValueError(
-            "expected a pickled ImageEncoder with one open_clip model in it; a CLIPVisionModel must not be named .pt, "
-            f"which stands for the lineage '{TASK_VECTORS}'"
-        )
-    return found
-
-
-def from_hugging_face(tensors: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename and stack the parameters of a `CLIPVisionModel`.
-
-    Args:
-        tensors: its state dict; of a whole `CLIPModel` or `CLIPVisionModelWithProjection` the image encoder is taken.
-        start: the pre-trained image encoder under open_clip's names, whose projection is kept if the expert has none.
-
-    Returns:
-        A state dict under open_clip's names.
-
-    Raises:
-        ValueError: naming a layer that is missing, or that no layer of `start` is made of.
-    """
-    given = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if not name.startswith(OF_TEXT)}
-    sources = {name: _sources(name) for name in start}
-    used = {source for names in sources.values() for source in names}
-    if unknown := [name for name in given if name not in used and given[name].is_floating_point()]:
-        raise ValueError(f"layer '{unknown[0]}' is not part of the pre-trained model: was it made for another one?")
-    made = {}
-    for name, names in sources.items():
-        if names == (PROJECTION,):
-            made[name] = given[PROJECTION].T if PROJECTION in given else start[name]
-            continue
-        if missing := [source for source in names if source not in given]:
-            raise ValueError(f"layer '{missing[0]}' is missing: is this a CLIPVisionModel of the same size?")
-        parts = [given[source] for source in names]
-        if len({(part.shape, part.dtype) for part in parts}) > 1:
-            raise ValueError(f"layers {', '.join(names)} differ in shape or type, and cannot be stacked")
-        made[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return made
+    raise ValueError(f"'{hub}' on the Hugging Face hub holds none of {', '.join(DOWNLOADED)}")
 
 
 def _sources(name: str) -> tuple[str, ...]:
     """Which layers of a `CLIPVisionModel` a layer of open_clip is made of."""
-    if name == "proj":
-        return (PROJECTION,)
     for ours, theirs in RENAMED:
         name = name.replace(ours, theirs)
     block, stacked, kind = name.partition(".attn.in_proj_")
     return tuple(f"{block}.self_attn.{part}_proj.{kind}" for part in "qkv") if stacked else (name,)
 
 
-def check_config(path: Path, start: Mapping[str, Tensor]) -> None:
-    """Compare what the weights do not show with OpenAI's models: the activation and the number of heads.
+def check_config(path: Path, start: Mapping[str, Tensor], activation: str = "quick_gelu") -> None:
+    """Compare what the weights do not show with the pre-trained model: the activation and the number of heads.
 
     Raises:
         ValueError: if one differs. A file without a config beside it is taken as it is.
     """
     if not path.is_file():
         return
-    config = json.loads(path.read_text())
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is no configuration of a model; download it again")
-    config = config.get("vision_config", config)
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        config = config.get("vision_config", config)
+        found = {what: config.get(what) for what in ("hidden_act", "num_attention_heads")}
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is no configuration of a model; download it again") from None
     heads = len(start["class_embedding"]) // 64 if "class_embedding" in start else None
-    for what, expected in (("hidden_act", "quick_gelu"), ("num_attention_heads", heads)):
-        if expected and config.get(what, expected) != expected:
-            found = f"{path}: {what} is {config[what]}"
-            raise ValueError(f"{found}, OpenAI's models have {expected}: take experts of those")
+    for what, expected in (("hidden_act", activation), ("num_attention_heads", heads)):
+        if expected and found[what] is not None and found[what] != expected:
+            raise ValueError(
+                f"{path}: {what} is {found[what]}, the pre-trained model has {expected}: take experts of that"
+            )
 
 
-def check_start(state: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> None:
-    """An expert must be near the pre-trained model.
+def check_start(state: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:
+    """An expert must be near the pre-trained model, but not that itself; returns the length of its task vector.
 
     Raises:
-        ValueError: if it is not: its difference is no task vector.
+        ValueError: if it is otherwise: its difference is no task vector.
     """
     away = sum((state[name].double() - start[name].double()).square().sum().item() for name in start)
     length = sum(tensor.double().square().sum().item() for tensor in start.values())
+    if not away:
+        raise ValueError("it is the pre-trained model itself: was the fine-tuned one saved?")
     if away > FAR**2 * length:
         raise ValueError(
             f"it differs from the pre-trained model by {(away / length) ** 0.5:.0%} of that one's length: it was "
             "fine-tuned from other weights; set model and pretrained to those"
         )
+    return away**0.5
 
 
-def check_activation(encoder: nn.Module) -> None:
-    """Published experts compute with QuickGELU; with another activation every score would be slightly off.
-
-    Raises:
-        ValueError: if a layer of the encoder does not.
-    """
-    for name, part in encoder.named_modules():
-        if isinstance(part, nn.GELU):
-            raise ValueError(
-                f"layer '{name}' is GELU, but published experts compute with QuickGELU: set pretrained='openai', or a "
-                "model whose name ends in -quickgelu"
-            )
+def activation_of(encoder: nn.Module) -> str:
+    """The activation of a CLIP, as transformers calls it."""
+    return "gelu" if any(isinstance(part, nn.GELU) for part in encoder.modules()) else "quick_gelu"

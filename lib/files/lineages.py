@@ -12,7 +12,8 @@ method on the one and a method on the other can be one between the experts, so a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,30 +45,36 @@ NAMES = {
     },
 }
 PICKLED = (".pt", ".pth", ".pkl")
-FILES = {HUGGING_FACE: ("model.safetensors", "pytorch_model.bin"), TASK_VECTORS: ("finetuned.pt",)}
+ORIGINAL = "finetuned.pt"  # how the original checkpoints are called
 
 
-def pattern_of(experts: str, model: str) -> str:
-    """The pattern that a profile's `experts` stands for, with {task} in it.
-
-    Args:
-        experts: a pattern, or "hugging-face" for that lineage's repositories.
-        model: the profile's model, which they must be experts of.
+def pattern_of(experts: str, model: str, tasks: Collection[str]) -> str:
+    """The pattern that a profile's `experts` stands for: itself, or that of the repositories of "hugging-face".
 
     Raises:
-        ValueError: if there is no {task} in it, or the lineage has no experts of that model.
+        ValueError: if it is no pattern for them, or the lineage has no experts of that model.
     """
     if experts == HUGGING_FACE:
         name = model.removesuffix("-quickgelu")
         if name not in HUB:
             raise ValueError(f"no experts of model '{model}' on the hub; known: {', '.join(HUB)}")
         return HUB[name]
-    if "{task}" not in experts:
+    return check_pattern("experts", experts, tasks, f"'', '{HUGGING_FACE}', or ")
+
+
+def check_pattern(parameter: str, pattern: str, tasks: Collection[str], others: str = "") -> str:
+    """Only {task} stands for something in a pattern, and several tasks need it: they have no expert in common.
+
+    Raises:
+        ValueError: if it is otherwise.
+    """
+    odd = re.findall(r"\{[^{}]*\}|[{}]", pattern.replace("{task}", ""))
+    if odd or ("{task}" not in pattern and len(tasks) > 1):
         raise ValueError(
-            f"parameter 'experts' is '{experts}', expected '', '{HUGGING_FACE}', or a folder, file or name on the hub "
-            "with {task} in it, such as ~/checkpoints/ViT-B-32/{task}/finetuned.pt"
+            f"parameter '{parameter}' is '{pattern}', expected {others}a folder, file or name on the hub "
+            f"with {{task}} in it, such as ~/checkpoints/{{task}}{f', but no {odd[0]}' if odd else ''}"
         )
-    return experts
+    return pattern
 
 
 def lineage_of(experts: str, tasks: Iterable[str]) -> str:
@@ -82,18 +89,36 @@ def lineage_of(experts: str, tasks: Iterable[str]) -> str:
     if experts.endswith(PICKLED):
         return TASK_VECTORS
     folders = (path_of(experts, TASK_VECTORS, task) for task in tasks)
-    pickled = any((folder / name).is_file() for folder in folders for name in FILES[TASK_VECTORS])
-    return TASK_VECTORS if pickled else HUGGING_FACE
+    return TASK_VECTORS if any((folder / ORIGINAL).is_file() for folder in folders) else HUGGING_FACE
 
 
 def name_of(task: str, lineage: str) -> str:
     """What a lineage calls a task."""
-    return NAMES[lineage].get(task, task)
+    return NAMES.get(lineage, {}).get(task, task)
 
 
 def path_of(pattern: str, lineage: str, task: str) -> Path:
-    """The place of a task's expert, as a path on this machine."""
-    return Path(pattern.replace("{task}", name_of(task, lineage))).expanduser()
+    """The place of a task's expert, as a path on this machine: under the lineage's name of the task, or another."""
+    names = dict.fromkeys([name_of(task, lineage), task, *(known.get(task, task) for known in NAMES.values())])
+    places = [Path(pattern.replace("{task}", name)).expanduser() for name in names]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def locate(parameter: str, pattern: str, lineage: str, task: str) -> Path | str:
+    """Where a task's expert lies: a path on this machine, or a name on the hub.
+
+    Raises:
+        ValueError: if it is neither; names what was looked for.
+    """
+    place = path_of(pattern, lineage, task)
+    if place.exists():
+        return place
+    if pattern.startswith(("/", ".", "~")) or pattern.count("/") != 1 or pattern.endswith(PICKLED):
+        raise ValueError(
+            f"no expert of '{task}' at {place}: put it there, or set {parameter} to where it is (a name on the hub has "
+            "exactly one /)"
+        )
+    return str(place)
 
 
 def one_lineage(*tables: pd.DataFrame) -> str:

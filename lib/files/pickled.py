@@ -128,12 +128,11 @@ class Unpickler(pickle._Unpickler):
         return part
 
 
-def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the parameters and buffers of a pickled module, or the tensors of a pickled state dict, also a nested one.
 
     Args:
         path: a file that `torch.save` wrote.
-        wanted: of which names.
 
     Returns:
         Name with dots -> tensor on the CPU, as `state_dict()` has them (buffers that are not persistent included).
@@ -150,7 +149,7 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
         kind = type("Unpickler", (Unpickler,), {"records": _records(path) if zipped else None, "keys": set()})
         module = SimpleNamespace(__name__=__name__, Unpickler=kind, load=kind.part)
         root = torch.load(str(path), map_location="cpu", weights_only=False, pickle_module=module, mmap=zipped)
-        return dict(_named(root, wanted))
+        return dict(_named(root))
     except Exception as error:  # whatever damaged bytes lead to, here and in torch
         clear = isinstance(error, ValueError | RuntimeError | OSError | zipfile.BadZipFile)
         reason = (str(error) if clear else "").partition("\n")[0] or f"it is damaged ({type(error).__name__})"
@@ -173,7 +172,7 @@ def _records(path: Path) -> dict[str, int]:
     return records
 
 
-def _named(root: object, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+def _named(root: object) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of a module, in the order of its `state_dict`, or of nested dicts."""
     waiting, seen = [("", root)] if isinstance(root, dict | Inert) else [], 0
     found = False
@@ -191,10 +190,9 @@ def _named(root: object, wanted: Callable[[str], bool]) -> Iterator[tuple[str, T
             raise ValueError(f"it has more than {PARTS} parts, or modules that contain themselves")
         found = found or bool(tensors)
         for name, value in tensors.items():
-            if wanted(prefix + name) and not isinstance(value, Tensor):
+            if not isinstance(value, Tensor):
                 raise ValueError(f"'{prefix}{name[:80]}' is a {type(value).__name__[:80]} and no dense tensor")
-            if wanted(prefix + name):
-                yield prefix + name, value
+            yield prefix + name, value
         waiting += [(f"{prefix}{n}.", p) for n, p in reversed(inner.items()) if isinstance(p, dict | Inert)]
     if not found:
         raise ValueError("it holds neither a module nor a state dict")

@@ -16,15 +16,14 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.utils import load_peft_weights
-from peft.utils.other import get_pattern_key
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 
+from lib.files.weights import fit, read_weights
 from lib.runtime.rng import seed_of
 
-# Ways to initialise an adapter that change the frozen weights beneath it, too.
-CHANGING_THE_BASE = ("pissa", "olora", "loftq", "corda")
+NO_MATTER = {"lora_dropout", "inference_mode", "base_model_name_or_path", "revision", "peft_version", "auto_mapping"}
 SAME_START = 0.1  # least cosine of two A that may have been trained from one: independent ones have about 0.01
 PREFIX, NAME = "base_model.model.", "default"  # what peft puts around the names of layers, and the adapter's name
 
@@ -106,6 +105,69 @@ def save_adapter(model: PeftModel, adapter: Mapping[str, Tensor], folder: Path) 
     return folder
 
 
+def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
+    """The weights that an expert changes in the pre-trained model: a full fine-tune, or an adapter of any kind.
+
+    Adapters are merged by peft itself, which knows what each field of their configuration means. `source` is a folder
+    of peft, a file or folder with weights, or an adapter's name on the hub; the model stays as it is.
+
+    Raises:
+        ValueError: if it cannot be read or merged, belongs to another model, or changes nothing.
+    """
+    start = dict(model.named_parameters())
+    try:
+        if isinstance(source, Path) and not (source / "adapter_config.json").is_file():
+            fitted = fit(read_weights(source), start)
+            state = {name: fitted[name].to(start[name]) for name in start}
+        else:
+            state = _merged_by_peft(str(source), model)
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"expert {source} cannot be merged: {reason}") from None
+    if state.keys() != start.keys():
+        odd = sorted(state.keys() ^ start.keys())[0]
+        raise ValueError(f"expert {source} adds or unties '{odd}' (modules_to_save?), which the model has not")
+    if unfit := [name for name in start if state[name].shape != start[name].shape or not state[name].isfinite().all()]:
+        raise ValueError(f"expert {source}: '{unfit[0]}' has another shape, NaN or Inf: was it made for another model?")
+    changed = {
+        name: tensor.cpu() for name, tensor in state.items() if not torch.equal(tensor.to(start[name]), start[name])
+    }
+    if not changed:
+        raise ValueError(f"expert {source} changes nothing (every B is 0): was it saved before training?")
+    return changed
+
+
+def _merged_by_peft(source: str, model: nn.Module) -> dict[str, Tensor]:
+    tensors = read_adapter(source, model)[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.random.fork_rng(devices=[]):  # peft draws an adapter before it reads one
+            whole = PeftModel.from_pretrained(deepcopy(model), source)
+        if odd := sorted(get_peft_model_state_dict(whole).keys() ^ tensors.keys()):
+            raise ValueError(f"it and the model differ in '{odd[0]}'; was it made for another model?")
+        merged = whole.merge_and_unload(safe_merge=True)
+    return {name: tensor.detach() for name, tensor in merged.named_parameters()}
+
+
+def read_adapter(source: str, model: nn.Module) -> tuple[PeftConfig, dict[str, Tensor]]:
+    """Configuration and tensors of an adapter, which must be one of the model.
+
+    Raises:
+        ValueError: if it was made for a model of another name, or its file is damaged.
+    """
+    if Path(source).is_dir():
+        files = [path for path in sorted(Path(source).iterdir()) if path.stem == "adapter_model"]
+        read_weights(files[0] if files else Path(source) / "adapter_model.safetensors")  # damaged ones are named here
+    config = PeftConfig.from_pretrained(source)
+    names = [str(name or "") for name in (config.base_model_name_or_path, getattr(model, "name_or_path", ""))]
+    theirs, ours = (
+        Path(name).name.lower() if name.count("/") < 2 and not Path(name).exists() else "" for name in names
+    )
+    if theirs and ours and theirs != ours:
+        raise ValueError(f"its base_model_name_or_path is '{names[0]}', the model here is '{names[1]}'")
+    return config, load_peft_weights(source, device="cpu")
+
+
 def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
     """Read an adapter from a folder or the hub, under the parameter names of a model that it fits.
 
@@ -114,40 +176,34 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
         model: a model with a fresh adapter of the same rank, alpha and layers.
 
     Returns:
-        Name -> factor. Where `alpha_pattern` gives a layer an alpha of its own, B is multiplied by what that changes.
+        Name -> factor.
 
     Raises:
-        ValueError: if rank, alpha or layers differ, naming the first difference and what to set.
+        ValueError: if it cannot be read, rank, alpha or layers differ (naming the first difference and what to set), or
+            another field of its configuration says that it is more than its factors.
     """
-    config, wanted = LoraConfig.from_pretrained(source), model.peft_config[NAME]
+    try:
+        config, tensors = read_adapter(source, model)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"adapter {source}: {error}") from None
+    wanted = model.peft_config[NAME]
     for what, name in (("r", "lora_rank"), ("lora_alpha", "lora_alpha"), ("target_modules", "lora_targets")):
-        found, expected = getattr(config, what), getattr(wanted, what)
+        found, expected = getattr(config, what, None), getattr(wanted, what)
         if found != expected:
             shown = " ".join(sorted(found)) if isinstance(found, (set, list)) else found
             raise ValueError(f"adapter {source} has {what} {found}, not {expected}; set {name}={shown!r}")
-    begun = str(config.init_lora_weights).lower()
-    if config.use_rslora or config.use_dora or config.bias != "none" or begun.startswith(CHANGING_THE_BASE):
-        odd = "rslora, dora, biases, or an initialisation that changes the weights beneath it"
-        raise ValueError(f"adapter {source} is no plain LoRA adapter ({odd}): merge it with peft")
-    tensors = load_peft_weights(source, device="cpu")
-    named = {
-        name.replace(".weight", f".{NAME}.weight"): tensor.float() * _own_scale(config, name)
-        for name, tensor in tensors.items()
-    }
+    plain, own = wanted.to_dict(), config.to_dict()
+    if odd := sorted(what for what in plain.keys() - NO_MATTER if plain[what] != own.get(what)):
+        raise ValueError(
+            f"adapter {source} is no plain LoRA adapter ({odd[0]} is {own.get(odd[0])}), so its parameters cannot be "
+            "merged: set task_vector='weights'"
+        )
+    named = {name.replace(".weight", f".{NAME}.weight"): tensor.float() for name, tensor in tensors.items()}
     own = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    if different := sorted(own.keys() ^ named.keys()):
+    ours, theirs = ({name: tuple(tensor.shape) for name, tensor in some.items()} for some in (own, named))
+    if different := sorted({name for name, _ in ours.items() ^ theirs.items()}):
         raise ValueError(f"adapter {source} and the model differ in '{different[0]}'; was it made for another model?")
-    if wrong := [name for name, tensor in named.items() if tensor.shape != own[name].shape]:
-        shapes = f"{list(named[wrong[0]].shape)}, not {list(own[wrong[0]].shape)}"
-        raise ValueError(f"adapter {source}: '{wrong[0]}' has shape {shapes}; was it made for another model?")
     return {name: named[name] for name in own}
-
-
-def _own_scale(config: LoraConfig, name: str) -> float:
-    """What a factor must be multiplied by, so that the adapter's one alpha holds for its layer."""
-    layer, _, factor = name.removeprefix(PREFIX).partition(".lora_")
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern, layer), config.lora_alpha)
-    return alpha / config.lora_alpha if factor.startswith("B") else 1.0
 
 
 def check_same_start(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:

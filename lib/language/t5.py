@@ -13,6 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
+from lib.files.weights import read_weights
 from lib.runtime.disk import ROOT
 
 TINY_T5 = ROOT / "data" / "tiny_t5"
@@ -41,6 +42,7 @@ def load_t5(source: str = "") -> T5:
 
     Raises:
         FileNotFoundError: if a path is given that is no folder, or the folder holds no checkpoint.
+        ValueError: if its weights are missing or damaged.
     """
     folder = Path(source).expanduser() if source else TINY_T5
     is_path = not source or source.startswith((".", "/", "~")) or folder.exists()
@@ -49,6 +51,8 @@ def load_t5(source: str = "") -> T5:
         mend = there if source else "run `python -m worlds.training.tiny_t5`"
         raise FileNotFoundError(f"no T5 checkpoint in {folder}; {mend}")
     place = str(folder) if is_path else source
+    if is_path:
+        read_weights(folder)  # damaged ones are named here
     disable_progress_bar()  # one for every small file that is read is noise in a notebook
     model = T5ForConditionalGeneration.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
     return T5(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(place))

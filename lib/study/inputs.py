@@ -52,12 +52,11 @@ def local_sets(profile: Profile, data_root: str) -> dict[str, Path]:
 
 def _experts(profile: Profile) -> dict[str, Path]:
     """Where each task's finished expert lies, here or (a path that does not exist) on the hub."""
-    if isinstance(profile, LanguageProfile):
-        pattern = profile.adapters
-        return {task: Path(pattern.replace("{task}", task)) for task in profile.task_names} if pattern else {}
-    if not profile.experts:
+    pattern = profile.adapters if isinstance(profile, LanguageProfile) else profile.experts
+    if not pattern:
         return {}
-    pattern = pattern_of(profile.experts, profile.model)
+    if not isinstance(profile, LanguageProfile):
+        pattern = pattern_of(pattern, profile.model, profile.task_names)
     return {task: path_of(pattern, profile.lineage, task) for task in profile.task_names}
 
 

@@ -12,11 +12,20 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from lib.files.lineages import locate
 from lib.fusion.activations import layer_groups, read_moments
 from lib.language.activations import diagonal_fisher, prompt_calls, prompt_grams
 from lib.language.examples import Examples, load_examples
 from lib.language.generation import answer_length, respond
-from lib.language.lora import attach, check_same_start, load_adapter, save_adapter, sharing_copy, weight_change
+from lib.language.lora import (
+    attach,
+    check_same_start,
+    load_adapter,
+    merged_weights,
+    save_adapter,
+    sharing_copy,
+    weight_change,
+)
 from lib.language.objective import TokenObjective, expert_answers
 from lib.language.registry import TextTask, text_task
 from lib.language.scoring import score
@@ -80,11 +89,22 @@ class LanguageWorkspace(Workspace):
     @cached_property
     def _weights(self) -> tuple[FlatModel, Tensor]:
         names = weight_change(self.adapter_model.layout.views(self.adapter0), **self.lora)
+        if self.study.profile.adapters:
+            changed = {name for weights in self._finished.values() for name in weights}
+            names = [name for name, _ in self.t5.model.named_parameters() if name in changed]
         module = sharing_copy(self.t5.model, names)
         for name in names:
             module.get_parameter(name).requires_grad_()
         model = FlatModel(module, self.study.runtime.device, names=list(names))
         return model, model.initial()
+
+    @cached_property
+    def _finished(self) -> dict[str, dict[str, Tensor]]:
+        """The weights that finished experts change, by task."""
+        return {task: merged_weights(self._place(task), self.t5.model) for task in self.tasks}
+
+    def _place(self, task: str) -> Path | str:
+        return locate("adapters", self.study.profile.adapters, self.study.profile.lineage, task)
 
     @property
     def adapter_model(self) -> FlatModel:
@@ -179,18 +199,23 @@ class LanguageWorkspace(Workspace):
         return self._adapter
 
     def expert(self, task: str) -> Expert:
-        """The expert of a task, an adapter: trained, or read from where the profile's `adapters` says."""
+        """The expert of a task, an adapter: trained, or read from where the profile's `adapters` says.
+
+        Of read ones the weights are, if these are merged: they need not be plain adapters.
+        """
         if not self.study.profile.adapters:
             return super().expert(task)
-        source = self.study.profile.adapters.format(task=task)
-        tensors = load_adapter(source, self.adapted)
-        if self.study.profile.task_vector == "adapter":
-            check_same_start(tensors, self.adapter_model.layout.views(self.adapter0.cpu()), source)
+        if self.study.profile.task_vector == "weights":
+            return Expert(self.layout.flatten(self.experts[task]))
+        tensors = load_adapter(str(self._place(task)), self.adapted)
+        check_same_start(tensors, self.adapter_model.layout.views(self.adapter0.cpu()), str(self._place(task)))
         return Expert(self.adapter_model.layout.flatten(tensors))
 
     @cached_property
     def adapters(self) -> dict[str, dict[str, Tensor]]:
         """Every task's expert as an adapter: peft's names -> tensors."""
+        if self.study.profile.adapters:
+            return {name: load_adapter(str(self._place(name)), self.adapted) for name in self.tasks}
         return {name: self.adapter_model.layout.views(self.expert(name).theta.cpu()) for name in self.tasks}
 
     def save_adapter(self, task: str, folder: Path) -> Path:
@@ -203,6 +228,8 @@ class LanguageWorkspace(Workspace):
         start = self.layout.views(self.theta0.cpu())
         if self.study.profile.task_vector == "adapter":
             return self.adapters
+        if self.study.profile.adapters:
+            return {name: start | changed for name, changed in self._finished.items()}
         changes = {name: weight_change(adapter, **self.lora) for name, adapter in self.adapters.items()}
         return {
             name: {layer: start[layer] + part for layer, part in change.items()} for name, change in changes.items()

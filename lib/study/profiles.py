@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from lib.files.lineages import OWN, lineage_of, pattern_of
+from lib.files.lineages import OWN, check_pattern, lineage_of, pattern_of
 from lib.runtime.disk import ROOT
 from lib.runtime.names import shortened
 from lib.runtime.parameters import STRICT, checked, closest, refuse_unknown
@@ -160,7 +160,7 @@ class VisionProfile(Profile):
     @model_validator(mode="after")
     def _experts_can_be_found(self) -> VisionProfile:
         if self.experts:
-            pattern_of(self.experts, self.model)
+            pattern_of(self.experts, self.model, self.task_names)
         return self
 
     @property
@@ -197,6 +197,12 @@ class LanguageProfile(Profile):
     adaptation_texts: Count
     test_texts: Count
     curve_texts: Count
+
+    @model_validator(mode="after")
+    def _adapters_can_be_found(self) -> LanguageProfile:
+        if self.adapters:
+            check_pattern("adapters", self.adapters, self.task_names)
+        return self
 
     @property
     def lineage(self) -> str:

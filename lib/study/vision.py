@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.files.experts import check_activation, load_published
+from lib.files.experts import activation_of, load_published
+from lib.files.weights import OnDemand
 from lib.fusion.activations import layer_groups, read_moments
 from lib.runtime.keys import Known, digest
 from lib.runtime.rng import batch_indices, seed_of
 from lib.study.evaluation import COLUMNS
 from lib.study.setting import Setting
-from lib.study.workspace import OnDemand, Table, Workspace
+from lib.study.workspace import Table, Workspace
 from lib.vectors import batch_norm
 from lib.vectors.fine_tuning import Expert
 from lib.vectors.flat_model import FlatModel
@@ -77,8 +78,8 @@ class VisionWorkspace(Workspace):
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks by name, in its order."""
         if not self._tasks:
-            names = self.study.profile.task_names
-            self._tasks.update((name, load_task(name, data_root=self.study.data_root)) for name in names)
+            for name in self.study.profile.task_names:
+                self._tasks[name] = load_task(name, data_root=self.study.data_root)
         return self._tasks
 
     def with_head(self, kind: str) -> VisionWorkspace:
@@ -128,20 +129,16 @@ class VisionWorkspace(Workspace):
         return image_accuracy(self.heads[task], (held_out.images, held_out.labels), *same)
 
     def expert(self, task: str) -> Expert:
-        """The expert of a task, trained, or read from where the profile's `experts` says; then it has no curve.
-
-        Raises:
-            ValueError: if it is to be one of an earlier step, and is not kept or not trained here.
-        """
+        """The expert of a task, trained, or read from where the profile's `experts` says, without curve."""
         profile = self.study.profile
         if not profile.experts:
             return super().expert(task)
         if self.after:
             raise ValueError("published experts are finished ones: leave experts or kept_steps out")
-        check_activation(self.clip.visual)
-        lineage = {"lineage": profile.lineage, "model": profile.model}
-        state, _ = load_published(profile.experts, task, self.layout, self.theta0, **lineage)
-        return Expert(self.layout.flatten(state))
+        about = {"lineage": profile.lineage, "model": profile.model, "activation": activation_of(self.backbone.encoder)}
+        before = self.model.initial_statistics
+        state, _ = load_published(profile.experts, task, self.layout, self.theta0, statistics=before, **about)
+        return Expert(statistics={name: state.pop(name) for name in before}, theta=self.layout.flatten(state))
 
     @property
     def experts(self) -> Mapping[str, dict[str, Tensor]]:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.adaptation.objectives import FROM_EXPERTS, PredictionObjective
+from lib.files.experts import described
+from lib.files.lineages import OWN
+from lib.files.weights import say
 from lib.fusion import weight_averaging
 from lib.runtime.keys import code_of, digest
 from lib.runtime.rng import batch_indices
@@ -135,7 +138,15 @@ class Workspace(ABC):
 
         In float32 or rounded to bfloat16 on the study's device, or mapped: float32 in a file, on the CPU. They are made
         one by one, so nothing else of their size is. Compute with one of them as `vector.to(theta0)`.
+
+        Of experts that were not trained here, it is said how they compare.
         """
+        vectors = self._stacked()
+        for line in described(self.theta0, vectors, list(self.tasks)) if self.study.profile.lineage != OWN else ():
+            say(line)
+        return vectors
+
+    def _stacked(self) -> Tensor:
         kind, start, experts = self.study.profile.task_vector_dtype, self.theta0.cpu(), self.experts
         if kind == "mapped":
             states = [digest(start), *(digest(*state.values()) for state in experts.values())]
@@ -258,24 +269,3 @@ class Workspace(ABC):
             "confidence": setting.confidence,
             "frozen_bytes": self.frozen_bytes,
         }
-
-
-class OnDemand(Mapping[str, dict[str, Tensor]]):
-    """Experts by task, each read anew when asked for: kept, they would take as much memory as the task vectors."""
-
-    def __init__(self, tasks: Sequence[str], read: Callable[[str], dict[str, Tensor]]) -> None:
-        self.tasks, self.read = tuple(tasks), read
-
-    def __getitem__(self, task: str) -> dict[str, Tensor]:
-        """Read the expert of a task."""
-        if task not in self.tasks:
-            raise KeyError(task)
-        return self.read(task)
-
-    def __iter__(self) -> Iterator[str]:
-        """The tasks' names."""
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        """How many there are."""
-        return len(self.tasks)

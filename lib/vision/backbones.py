@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
+from lib.files.weights import Weights, fit, prefix_of, read_weights
 from lib.runtime.parameters import closest
 from lib.runtime.rng import seed_of
 from lib.vision.models import Backbone, Preprocess, load_clip
@@ -32,8 +31,8 @@ def load_timm(source: str, pretrained: str = "", image_size: int = 0) -> Backbon
     Args:
         source: "timm:NAME", or "timm:NAME(option=value, ...)" with options of timm's own constructor, such as
             "timm:vit_tiny_patch16_224(patch_size=8, depth=3)".
-        pretrained: "" for random weights (always the same ones), "hub" for timm's download, or a safetensors file in
-            timm's format, or a folder with one.
+        pretrained: "" for random weights (always the same ones), "hub" for timm's download, or a file or folder with
+            weights under timm's names (see `lib.files.weights`).
         image_size: side of the input in pixels; 0 takes the model's own. Position embeddings of another size are
             resampled by timm.
 
@@ -51,10 +50,10 @@ def load_timm(source: str, pretrained: str = "", image_size: int = 0) -> Backbon
     except (TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"timm cannot build '{source}' ({error}): see the arguments of its constructor") from error
     except (OSError, RuntimeError) as error:
-        mend = "name a safetensors file in timm's format instead of 'hub'"
+        mend = "name a file with them instead of 'hub'"
         raise ValueError(f"timm has no weights of '{name}' within reach ({error}): {mend}") from error
     if pretrained not in ("", "hub"):
-        _load_weights(model, find_weights(pretrained), source)
+        _load_weights(model, pretrained, source)
     model.requires_grad_(True)
     preprocess = Preprocess(tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
     return Backbone(with_small_maps(model.eval()), preprocess, options.get("img_size") or image_size or size)
@@ -80,45 +79,20 @@ def parse(source: str) -> tuple[str, dict[str, object]]:
     return found["name"], options
 
 
-def find_weights(place: str) -> Path:
-    """The safetensors file that a path names, itself or as the folder's only one (or its `model.safetensors`).
-
-    Raises:
-        ValueError: if there is none, or it is not clear which.
-    """
-    path = Path(place).expanduser()
-    if path.is_file() and path.suffix == ".safetensors":
-        return path
-    found = sorted(path.glob("*.safetensors")) if path.is_dir() else []
-    found = [file for file in found if file.name == "model.safetensors"] or found
-    if len(found) != 1:
-        there = ", ".join(file.name for file in found) or "none"
-        raise ValueError(f"pretrained='{place}': name one .safetensors file or a folder with one (found: {there})")
-    return found[0]
-
-
 def _input_size(name: str) -> tuple[int, bool]:
     """The side of a model's own input, and whether the model is built for one size."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=False)
     return config.input_size[-1], bool(config.fixed_input_size)
 
 
-def _load_weights(model: nn.Module, path: Path, source: str) -> None:
-    """Load timm's weights into a model without classifier, resampled where the input's size asks for it."""
-    weights = load_file(path)
-    # timm keeps what brings an older or differently sized checkpoint into the model's form beside each family
-    fit = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    weights = fit(weights, model) if fit else weights
-    classifiers = model.pretrained_cfg.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    weights = {name: value for name, value in weights.items() if not _of(name, classifiers)}
-    own: dict[str, Tensor] = model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        here, there = (list(state[name].shape) if name in state else "nothing" for state in (own, weights))
-        if here != there:
-            raise ValueError(f"{path} is no checkpoint of '{source}': '{name}' is {there} there, {here} in the model")
-    model.load_state_dict(weights)
-
-
-def _of(name: str, classifiers: tuple[str, ...]) -> bool:
-    return any(name.startswith(f"{classifier}.") for classifier in classifiers)
+def _load_weights(model: nn.Module, place: str, source: str) -> None:
+    """Load weights into a model without classifier, resampled where the input's size asks for it."""
+    weights, own = read_weights(place), model.state_dict()
+    try:
+        state = dict(weights.below(prefix_of(weights, own)[0]))
+        # timm keeps what brings an older or differently sized checkpoint into the model's form beside each family
+        adjust = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+        fitted = fit(Weights.of(weights.place, adjust(state, model) if adjust else state), own)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{weights.place} is no checkpoint of '{source}': {error}") from None
+    model.load_state_dict(own | dict(fitted))

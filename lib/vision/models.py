@@ -9,8 +9,10 @@ from pathlib import Path
 
 import open_clip
 import torch
+from open_clip.model import resize_pos_embed
 from torch import Tensor, nn
 
+from lib.files.weights import Weights, fit, prefix_of, read_weights
 from lib.runtime.device import Runtime
 from lib.runtime.disk import ROOT
 from lib.runtime.keys import key_of
@@ -96,33 +98,38 @@ def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Cl
 
     Args:
         source: "" for the shipped tiny CLIP, a folder holding `open_clip_config.json`, or an open_clip model name.
-        pretrained: for a model name, its weights (e.g. "openai"), downloaded by open_clip; "" for random ones, always
-            the same. The activation is the one that the weights were trained with: OpenAI's compute with QuickGELU, and
-            open_clip only warns if a model's name, such as "ViT-B-32", stands for another.
+        pretrained: for a model name, its weights: open_clip's name of some (e.g. "openai"), downloaded, or a file or
+            folder (see `lib.files.weights`); "" for random ones, always the same. The activation is the one that the
+            weights were trained with: OpenAI's compute with QuickGELU, whatever a model's name, such as "ViT-B-32",
+            stands for. Of a file it must be known (see `_quick_gelu`).
         image_size: side of the input in pixels; 0 takes the model's own.
 
     Raises:
-        ValueError: if the folder or the name is unknown, the shipped checkpoint is missing, or its weights do not fit
-            the image size.
+        ValueError: if the folder or the name is unknown, weights are missing or damaged, they do not fit the model or
+            the image size, or their activation is not known.
     """
-    folder = Path(source) if source else TINY_CLIP
+    folder, name, tag, weights = Path(source).expanduser() if source else TINY_CLIP, source, None, None
     if (folder / "open_clip_config.json").is_file():
-        name, weights = f"local-dir:{folder}", None
+        name, weights = f"local-dir:{folder}", read_weights(folder)
     elif not source:
         raise ValueError(f"the shipped checkpoint is missing at {folder}: restore it by git, or run `make pretrain`")
-    elif source in open_clip.list_models():
-        name, weights = source, pretrained or None
-    else:
+    elif (name := source.removesuffix("-gelu")) not in open_clip.list_models():
         raise ValueError(f"no CLIP model at '{source}': neither a folder with open_clip_config.json nor a model name")
+    elif pretrained in open_clip.list_pretrained_tags_by_model(name):
+        tag = pretrained
+    elif pretrained:
+        weights = read_weights(pretrained)
+    quick = bool(tag and open_clip.get_pretrained_cfg(name, tag).get("quick_gelu"))
+    quick = quick or (name == source and weights is not None and _quick_gelu(name, weights.place))
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # open_clip reports every step of loading on the root logger
     try:
-        quick = bool(weights and open_clip.get_pretrained_cfg(name, weights).get("quick_gelu"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("initial weights", name))
-            model = open_clip.create_model(
-                name, pretrained=weights, force_quick_gelu=quick, force_image_size=image_size or None
-            )
+            options = {"force_quick_gelu": quick, "force_image_size": image_size or None}
+            model = open_clip.create_model(name, pretrained=tag, load_weights=weights is None, **options)
+        if weights is not None:
+            _load(model, weights)
         tokenizer = open_clip.get_tokenizer(name)
     except RuntimeError as error:
         if not image_size:
@@ -138,6 +145,31 @@ def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Cl
     mean, std = model.visual.image_mean, model.visual.image_std
     side = size[0] if isinstance(size, (tuple, list)) else size
     return Clip(with_small_maps(model.eval()), Preprocess(tuple(mean), tuple(std)), side, tokenizer)
+
+
+def _quick_gelu(name: str, place: Path) -> bool:
+    """Whether weights in a file compute with QuickGELU, where a model can have either: from its name, or its folder's.
+
+    Raises:
+        ValueError: if that does not say it.
+    """
+    if f"{name}-quickgelu" not in open_clip.list_models():
+        return False
+    words = f"{place.parent.name}/{place.name}".lower()
+    if tags := [tag for tag in open_clip.list_pretrained_tags_by_model(name) if tag in words]:
+        return bool(open_clip.get_pretrained_cfg(name, max(tags, key=len)).get("quick_gelu"))
+    raise ValueError(
+        f"{place} does not say with which activation these weights compute: set model='{name}-quickgelu' if they are "
+        f"OpenAI's or come from those, else model='{name}-gelu'"
+    )
+
+
+def _load(model: nn.Module, weights: Weights) -> None:
+    """Load weights into a CLIP, position embeddings resampled where the input's size asks for it."""
+    own = model.state_dict()
+    state = dict(weights.below(prefix_of(weights, own)[0]))
+    resize_pos_embed(state, model)
+    model.load_state_dict(own | dict(fit(Weights.of(weights.place, state), own)))
 
 
 def on_device(backbone: Backbone, runtime: Runtime) -> Backbone:

@@ -76,8 +76,6 @@ def test_a_modules_tensors_are_read_without_its_classes(encoder, tmp_path, monke
     for name, tensor in expected.items():
         assert torch.equal(found[name], tensor), name
         assert found[name].dtype == tensor.dtype
-    some = read_tensors(path, lambda name: name.startswith("blocks.1.lin"))
-    assert list(some) == ["blocks.1.lin.weight", "blocks.1.lin.bias"]
     with pytest.raises(ModuleNotFoundError):
         torch.load(path, weights_only=False)
 
@@ -542,7 +540,7 @@ def test_nested_dicts_are_read_and_other_keys_left_out(tmp_path):
 
 def test_a_large_file_is_mapped(tmp_path):
     torch.save({"a": torch.arange(1000.0), "b": torch.zeros(5)}, tmp_path / "x.pt")
-    found = read_tensors(tmp_path / "x.pt", lambda name: name == "a")
+    found = read_tensors(tmp_path / "x.pt")
     if os.path.exists("/proc/self/maps"):
         assert str(tmp_path / "x.pt") in Path("/proc/self/maps").read_text()
     found["a"] += 1

@@ -5,6 +5,7 @@ import pickle
 import sys
 import types
 from dataclasses import replace
+from pathlib import Path
 
 import open_clip
 import pandas as pd
@@ -17,8 +18,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithP
 
 from lib.figures import FIGURES
 from lib.files import experts as published
-from lib.files.experts import check_activation, from_hugging_face, load_published
-from lib.files.lineages import lineage_of, name_of, one_lineage, pattern_of, tagged
+from lib.files.experts import activation_of, described, load_published
+from lib.files.lineages import lineage_of, locate, name_of, one_lineage, pattern_of, tagged
+from lib.files.weights import Weights, say
 from lib.study.evaluation import compare_with_full, gather, main_table, with_spread
 from lib.study.profiles import PROFILES, get_profile
 from lib.study.reference import beside_published
@@ -36,6 +38,11 @@ def clip(vision: dict, width: int, seed: int = 0) -> torch.nn.Module:
     """A CLIP of open_clip with random weights and QuickGELU."""
     torch.manual_seed(seed)
     return open_clip.CLIP(width, vision, TEXT, quick_gelu=True).eval()
+
+
+def ours_of(state: dict, start: dict) -> dict:
+    """A state dict of transformers under the names of a pre-trained encoder."""
+    return dict(published._ours(Weights.of(Path("x"), state), start, "quick_gelu"))
 
 
 def of_transformers(vision: dict, width: int, kind: type = CLIPVisionModelWithProjection) -> torch.nn.Module:
@@ -64,7 +71,7 @@ def test_both_libraries_compute_the_same_features(name, layers):
     vision, width = config["vision_cfg"] | {"layers": layers}, config["embed_dim"]
     theirs, ours = of_transformers(vision, width), clip(vision, width).visual
     start = dict(ours.named_parameters())
-    made = from_hugging_face(theirs.state_dict(), start)
+    made = ours_of(theirs.state_dict(), start)
     assert made.keys() == start.keys()
     ours.load_state_dict(made)
     pixels = torch.randn(2, 3, 224, 224)
@@ -79,7 +86,7 @@ def test_both_libraries_compute_the_same_features(name, layers):
 @torch.no_grad()
 def test_without_a_projection_the_pretrained_one_stays():
     ours, theirs = clip(SMALL, 64).visual, of_transformers(SMALL, 64, CLIPVisionModel)
-    made = from_hugging_face(theirs.state_dict(), dict(ours.named_parameters()))
+    made = ours_of(theirs.state_dict(), dict(ours.named_parameters()))
     assert torch.equal(made["proj"], ours.proj)
     ours.load_state_dict(made)
     pixels = torch.randn(2, 3, 32, 32)
@@ -102,10 +109,9 @@ def test_openai_weights_bring_their_activation(monkeypatch):
         ("ViT-B-32", "openai"), ("ViT-L-14", "openai"), ("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32", ""),
     ]}  # fmt: skip
     assert [quick for _, _, quick in asked] == [True, True, False, False]
-    check_activation(made["ViT-B-32", "openai"])
+    assert activation_of(made["ViT-B-32", "openai"]) == "quick_gelu"
     assert sum(isinstance(part, QuickGELU) for part in made["ViT-L-14", "openai"].modules()) == 2
-    with pytest.raises(ValueError, match=r"layer 'transformer.resblocks.0.mlp.gelu' is GELU.*pretrained='openai'"):
-        check_activation(made["ViT-B-32", ""])
+    assert activation_of(made["ViT-B-32", ""]) == "gelu"
 
 
 class ImageEncoder(torch.nn.Module):
@@ -221,16 +227,16 @@ Q, BIAS = "vision_model.encoder.layers.1.self_attn.q_proj.weight", "vision_model
 @pytest.mark.parametrize(
     ("changes", "config", "message"),
     [
-        ({Q: None}, {}, r"'encoder.layers.1.self_attn.q_proj.weight' is missing"),
+        ({Q: None}, {}, r"layer 'encoder.layers.1.self_attn.q_proj.weight' is missing \(another size of the model\?\)"),
         ({"vision_model.encoder.layers.2.mlp.fc1.bias": torch.ones(3)}, {}, "layers.2.mlp.fc1.bias. is not part"),
-        ({"visual_projection.weight": torch.ones(3, 3)}, {}, r"'proj' has shape \[3, 3\], expected \[128, 64\]"),
+        ({"visual_projection.weight": torch.ones(3, 3)}, {}, r"'visual_projection.weight' has shape \[3, 3\]"),
         ({BIAS: torch.ones(7)}, {}, r"'ln_post.bias' has shape \[7\], expected \[128\]"),
-        ({Q: torch.ones(3, 128)}, {}, "q_proj.weight, .* differ in shape or type"),
-        ({BIAS: torch.ones(128).half()}, {}, "'ln_post.bias' is torch.float16, the pre-trained one torch.float32"),
+        ({Q: torch.ones(3, 128)}, {}, "q_proj.weight, .* differ in shape"),
+        ({BIAS: torch.ones(128).to(torch.int8)}, {}, "'ln_post.bias' is stored as torch.int8, which cannot be merged"),
         ({BIAS: torch.full((128,), float("nan"))}, {}, "'ln_post.bias' holds NaN or Inf"),
         ({BIAS: torch.full((128,), 1e3)}, {}, "differs from the pre-trained model by .*fine-tuned from other weights"),
-        ({}, {"hidden_act": "gelu"}, r"config.json: hidden_act is gelu, OpenAI's models have quick_gelu"),
-        ({}, {"vision_config": {"num_attention_heads": 4}}, "num_attention_heads is 4, OpenAI's models have 2"),
+        ({}, {"hidden_act": "gelu"}, "config.json: hidden_act is gelu, the pre-trained model has quick_gelu"),
+        ({}, {"vision_config": {"num_attention_heads": 4}}, "num_attention_heads is 4, the pre-trained model has 2"),
         ({}, [], "config.json is no configuration"),
     ],
 )  # fmt: skip
@@ -241,22 +247,102 @@ def test_what_is_no_expert_of_the_model_is_one_clear_error(start, expert, tmp_pa
     assert str(tmp_path / "mnist") in str(error.value)
 
 
-def test_a_file_of_the_other_lineage_is_refused(start, expert, tmp_path):
-    """The name says the lineage, so the content must not be of the other."""
-    torch.save(as_vision_model(expert), tmp_path / "MNIST.pt")
-    with pytest.raises(ValueError, match=r"MNIST.pt: expected a pickled ImageEncoder.*must not be named .pt"):
-        load(start, tmp_path / "{task}.pt", "mnist")
-    save_encoder(clip(SMALL, 64), tmp_path / "mnist" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin: layer 'model.*' is not part of the pre-trained model"):
-        load(start, tmp_path / "{task}", "mnist")
+def of_open_clip(expert: dict) -> dict:
+    """A whole CLIP's state dict with the expert in it."""
+    model = clip(SMALL, 64)
+    model.visual.load_state_dict(expert)
+    return model.state_dict()
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda e: {"epoch": 3, "name": "run", "optimizer": {"state": {0: {"step": torch.ones(1)}}},
+               "state_dict": prefixed(of_open_clip(e), "module.")},
+    of_open_clip,
+    lambda e: e,
+    lambda e: prefixed(e, "visual."),
+    as_vision_model,
+    lambda e: prefixed(as_vision_model(e), "module."),
+    lambda e: as_vision_model(e) | {"classifier.weight": torch.ones(3, 128), "logit_scale": torch.ones(())},
+    lambda e: as_vision_model(e) | {"vision_model.embeddings.position_ids": torch.arange(5.0).half()[None]},
+    lambda e: {"model": as_vision_model(e) | {"text_model.encoder.layers.0.layer_norm1.bias": torch.ones(3)}},
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["model.safetensors", "epoch_3.pt", "pytorch_model.bin"])
+def test_which_names_a_file_has_is_seen_from_the_names(start, expert, tmp_path, wrap, name):
+    state = wrap(expert)
+    if name != "model.safetensors":
+        torch.save(state, tmp_path / name)
+    elif any(isinstance(value, dict) for value in state.values()):
+        return
+    else:
+        save_file({key: tensor.clone() for key, tensor in state.items()}, tmp_path / name)
+    found, path = load(start, tmp_path / name, "mnist")
+    assert path == tmp_path / name
+    same = {"proj": start[0].views(start[1])["proj"]} if any("vision_model" in key for key in flat(state)) else {}
+    assert all(torch.equal(found[key], tensor) for key, tensor in {**expert, **same}.items())
+
+
+def flat(state: dict) -> list:
+    return [key for value in state.values() if isinstance(value, dict) for key in value] + list(state)
+
+
+def test_half_precision_is_read_and_its_rounding_stated(start, expert, tmp_path, capsys):
+    say.cache_clear()
+    save_file({name: tensor.bfloat16() for name, tensor in expert.items()}, tmp_path / "mnist.safetensors")
+    found, _ = load(start, tmp_path / "{task}.safetensors", "mnist")
+    assert all(torch.equal(found[name], expert[name].bfloat16().float()) for name in expert)
+    said = capsys.readouterr().out
+    assert "expert of 'mnist' is stored as bfloat16: about " in said
+    share = float(said.partition("about ")[2].partition("%")[0]) / 100
+    noise = sum((t.bfloat16().float() - t).square().sum() for t in start[0].views(start[1]).values()).sqrt()
+    change = sum((found[n] - t).square().sum() for n, t in start[0].views(start[1]).items()).sqrt()
+    assert share == pytest.approx((noise / change).item(), abs=0.006)
+
+
+def test_the_pretrained_model_itself_is_no_expert(start, tmp_path):
+    save_file(start[0].views(start[1]), tmp_path / "mnist.safetensors")
+    with pytest.raises(ValueError, match=r"mnist.safetensors: it is the pre-trained model itself"):
+        load(start, tmp_path / "{task}.safetensors", "mnist")
+
+
+def test_a_line_says_how_experts_compare():
+    theta0, one = torch.zeros(1024), torch.zeros(1024)
+    theta0[0], one[1] = 4, 1
+    lines = list(described(theta0, torch.stack([one, 2 * one, one.roll(1)]).bfloat16(), ["a", "b", "c"]))
+    assert lines[0] == "expert of 'a': |tau| is 25.00% of |theta0|, largest cosine 1.00 with 'b': are they one expert?"
+    far = next(described(theta0, 4 * torch.eye(1024)[:1] * -1, ["a"]))
+    assert far == "expert of 'a': |tau| is 100.00% of |theta0| (no fine-tune of this model?)"
+    assert lines[2].startswith("expert of 'c': |tau| is 25.00% of |theta0|, largest cosine 0.00 with ")
+
+
+def test_patterns_and_places(tmp_path):
+    """One rule for experts and adapters."""
+    for pattern in ("~/x/{user}/{task}", "x/{task", "one/for-all", "/one/for/all"):
+        with pytest.raises(ValueError, match=r"parameter 'experts' is .*, expected .*with {task} in it"):
+            get_profile("clip-vit-b-32", experts=pattern)
+        with pytest.raises(ValueError, match=r"parameter 'adapters' is .*, expected .*with {task} in it"):
+            get_profile("tiny-t5", adapters=pattern)
+    assert get_profile("clip-vit-b-32", experts="/one/for/all", tasks="mnist").experts == "/one/for/all"
+    assert get_profile("tiny-t5", adapters="/one/for/all", tasks="entailment").adapters == "/one/for/all"
+    for name in ("stanford_cars", "Cars", "stanford-cars"):  # a user's folders may have any of a set's names
+        (tmp_path / name / name).mkdir(parents=True)
+        assert (
+            locate("experts", f"{tmp_path}/{name}/{{task}}", "hugging-face", "stanford_cars") == tmp_path / name / name
+        )
+    assert locate("adapters", "someone/t5-{task}", "lora-16", "cola") == "someone/t5-cola"
+    with pytest.raises(ValueError, match="no expert of 'cola' at /gone/cola: put it there, or set adapters to where"):
+        locate("adapters", "/gone/{task}", "lora-16", "cola")
 
 
 def test_an_encoder_of_another_size_is_refused(start, tmp_path):
     save_encoder(clip(SMALL | {"layers": 3}, 64), tmp_path / "MNIST" / "finetuned.pt")
-    with pytest.raises(ValueError, match=r"finetuned.pt: layer 'transformer.resblocks.2.ln_1.weight' is not part"):
+    with pytest.raises(ValueError, match=r"finetuned.pt: layers 'transformer.resblocks.2.* are not part"):
         load(start, tmp_path / "{task}", "mnist")
     save_encoder(clip(SMALL | {"layers": 1}, 64), tmp_path / "MNIST" / "finetuned.pt")
-    with pytest.raises(ValueError, match=r"finetuned.pt: layer 'transformer.resblocks.1.ln_1.weight' is missing"):
+    with pytest.raises(ValueError, match=r"finetuned.pt: layers 'transformer.resblocks.1.* and 2 more are missing"):
         load(start, tmp_path / "{task}", "mnist")
 
 
@@ -264,10 +350,12 @@ def test_where_nothing_lies_is_named(start, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no expert of 'mnist' at .*/MNIST/finetuned.pt: put it there"):
         load(start, tmp_path / "{task}" / "finetuned.pt", "mnist")
     (tmp_path / "mnist").mkdir()
-    with pytest.raises(ValueError, match=r"no expert of 'mnist' in .*/mnist: expected model.safetensors or pytorch"):
+    with pytest.raises(
+        ValueError, match=r"/mnist: expected one file with weights, such as model.safetensors \(found: none\)"
+    ):
         load(start, tmp_path / "{task}", "mnist")
     (tmp_path / "mnist" / "model.safetensors").write_bytes(b"version https://git-lfs")
-    with pytest.raises(ValueError, match=r"model.safetensors cannot be read as safetensors .*download it again"):
+    with pytest.raises(ValueError, match=r"model.safetensors cannot be read: it is a pointer of git-lfs"):
         load(start, tmp_path / "{task}", "mnist")
 
     def out_of_reach(*_, **options):
@@ -311,7 +399,7 @@ def test_nothing_in_an_experts_file_runs(start, tmp_path):
 
 
 def test_names_and_lineages(tmp_path):
-    assert pattern_of("hugging-face", "ViT-L-14") == "tanganke/clip-vit-large-patch14_{task}"
+    assert pattern_of("hugging-face", "ViT-L-14", ["mnist", "dtd"]) == "tanganke/clip-vit-large-patch14_{task}"
     assert lineage_of("", ["mnist"]) == "own"
     assert lineage_of("hugging-face", ["mnist"]) == lineage_of("someone/vit_{task}", ["mnist"]) == "hugging-face"
     assert lineage_of("~/checkpoints/{task}/finetuned.pt", ["mnist"]) == "task-vectors"
@@ -441,6 +529,36 @@ def test_results_are_compared_with_the_published_ones_of_their_lineage():
         beside_published(results(lineage="hugging-face"), lineage="task-vectors")
 
 
-def test_what_the_reader_of_names_does_not_know():
-    with pytest.raises(ValueError, match="expected a pickled ImageEncoder with one open_clip model"):
-        published.from_task_vectors({"a.visual.proj": torch.ones(1), "b.visual.proj": torch.ones(1)})
+@pytest.mark.parametrize("broken_name", ["open_clip_model.safetensors", None])
+def test_a_clip_folder_without_weights_is_refused(workspace, tmp_path, broken_name):
+    source = Path(workspace.study.profile.model)
+    (tmp_path / "open_clip_config.json").write_bytes((source / "open_clip_config.json").read_bytes())
+    if broken_name:
+        (tmp_path / broken_name).write_bytes((source / broken_name).read_bytes()[:-3])
+    message = "open_clip_model.safetensors is not a complete" if broken_name else "expected one file with weights"
+    with pytest.raises(ValueError, match=message):
+        load_clip(str(tmp_path))
+
+
+def test_weights_of_a_file_say_their_activation_or_are_refused(monkeypatch, tmp_path):
+    config = {"embed_dim": 64, "vision_cfg": SMALL, "text_cfg": TEXT}
+    known = sys.modules["open_clip.factory"]._MODEL_CONFIGS
+    monkeypatch.setitem(known, "ViT-B-32", config)
+    monkeypatch.setitem(known, "ViT-B-32-quickgelu", config | {"quick_gelu": True})
+    model = clip(SMALL, 64)
+    state = prefixed(model.state_dict(), "module.")
+
+    def saved(name):
+        torch.save({"epoch": 3, "state_dict": {key: tensor.half() for key, tensor in state.items()}}, tmp_path / name)
+        return str(tmp_path / name)
+
+    mine, openai, laion = (saved(name) for name in ("mine.pt", "openai-B32.pt", "ViT-B-32-laion2b_s34b_b79k.pt"))
+    with pytest.raises(ValueError, match=r"mine.pt does not say with which activation .*'ViT-B-32-quickgelu' if"):
+        load_clip("ViT-B-32", mine)
+    found = {place: load_clip("ViT-B-32", place).visual for place in (openai, laion)}
+    assert [activation_of(found[place]) for place in (openai, laion)] == ["quick_gelu", "gelu"]
+    assert activation_of(load_clip("ViT-B-32-quickgelu", mine).visual) == "quick_gelu"
+    assert activation_of(load_clip("ViT-B-32-gelu", mine).visual) == "gelu"
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(found[openai](pixels), model.visual(pixels), rtol=2e-2, atol=2e-3)

@@ -6,10 +6,18 @@ import pytest
 import torch
 from mini_t5 import mini_t5
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import T5ForConditionalGeneration
 
-from lib.language.lora import adapted, attach, check_same_start, load_adapter, save_adapter, weight_change
+from lib.language.lora import (
+    adapted,
+    attach,
+    check_same_start,
+    load_adapter,
+    merged_weights,
+    save_adapter,
+    weight_change,
+)
 from lib.runtime.keys import content
 from lib.vectors.flat_model import FlatModel
 
@@ -91,21 +99,108 @@ def test_an_adapter_is_saved_and_loaded_bit_for_bit(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_layer_with_an_alpha_of_its_own_changes_as_much_as_peft_says(tmp_path):
-    pattern = {"encoder.block.0.layer.0.SelfAttention.q": 64, "v": 2}
-    config = LoraConfig(task_type=TaskType.SEQ_2_SEQ_LM, r=4, lora_alpha=8, target_modules=["q", "v"])
-    config.alpha_pattern = pattern
-    model = get_peft_model(mini_t5(), config)
-    model.load_state_dict(trained(), strict=False)
-    model.save_pretrained(tmp_path)
-    base, merged = mini_t5().state_dict(), model.merge_and_unload().state_dict()
-    adapter = load_adapter(str(tmp_path), fresh())
-    for name, change in weight_change(adapter, **LORA).items():
-        torch.testing.assert_close(base[name] + change, merged[name], atol=1e-6, rtol=1e-5)
-    other = fresh()
-    other.load_state_dict(adapter, strict=False)
-    again = PeftModel.from_pretrained(mini_t5(), tmp_path)
-    torch.testing.assert_close(logits(other.eval()), logits(again.eval()), atol=1e-5, rtol=1e-5)
+def exotic(folder, base=None, **options):
+    """An adapter that peft made and saved, and the weights that peft makes of it."""
+    torch.manual_seed(0)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM, **({"r": 4, "lora_alpha": 8, "target_modules": ["q", "v"]} | options)
+    )
+    model = get_peft_model(base or mini_t5(), config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "magnitude" not in name:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return {name: tensor.detach() for name, tensor in model.merge_and_unload().named_parameters()}
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"alpha_pattern": {"encoder.block.0.layer.0.SelfAttention.q": 64, "v": 2}},
+    {"rank_pattern": {"encoder.block.0.layer.0.SelfAttention.q": 2}},
+    {"use_rslora": True},
+    {"use_dora": True},
+    {"r": 2, "target_modules": ["k", "wi_0", "wo"]},
+    {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "olora"},
+    {"init_lora_weights": "pissa", "use_rslora": True},
+    {"modules_to_save": ["lm_head"]},
+    {"layers_to_transform": [1], "layers_pattern": "block"},
+    {"lora_bias": True, "target_modules": ["q"]},
+])  # fmt: skip
+def test_any_adapter_changes_the_weights_as_peft_merges_them(tmp_path, options):
+    base = mini_t5()
+    before = {name: tensor.clone() for name, tensor in base.named_parameters()}
+    try:
+        merged = exotic(tmp_path, **options)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        pytest.skip(f"peft itself refuses: {error}")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_parameters())
+    if merged.keys() != before.keys():
+        with pytest.raises(ValueError, match="adds or unties"):
+            merged_weights(tmp_path, base)
+        return
+    changes = merged_weights(tmp_path, base)
+    assert {name for name in before if not torch.equal(merged[name], before[name])} <= changes.keys()
+    for name in before:
+        torch.testing.assert_close(changes.get(name, before[name]), merged[name], atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_parameters()), "the base stays"
+
+
+def test_a_plain_adapter_is_merged_as_the_formula_says(tmp_path):
+    save_adapter(fresh(), trained(), tmp_path)
+    base = dict(mini_t5().named_parameters())
+    changed = merged_weights(tmp_path, mini_t5())
+    formula = weight_change(trained(), **LORA)
+    assert changed.keys() == formula.keys()
+    for name, change in formula.items():
+        torch.testing.assert_close(changed[name], base[name] + change, atol=1e-6, rtol=1e-6)
+
+
+def test_a_full_fine_tune_is_an_expert_too(tmp_path):
+    model = mini_t5()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+    model.save_pretrained(tmp_path / "folder")
+    expected = {name: tensor.detach() for name, tensor in model.named_parameters()}
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}  # with all tied names
+    torch.save({"model": state}, tmp_path / "x.pt")
+    for place in (tmp_path / "folder", tmp_path / "x.pt"):
+        found = merged_weights(place, mini_t5())
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_is_no_expert_of_this_model_is_one_sentence(tmp_path):
+    def refused(message, base=None):
+        with pytest.raises(ValueError, match=message) as error:
+            merged_weights(tmp_path, base or mini_t5())
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+    exotic(tmp_path)
+    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    whole, told = load_file(weights), json.loads(config.read_text())
+    save_file({name: torch.zeros_like(t) if "lora_B" in name else t for name, t in whole.items()}, weights)
+    refused("changes nothing .every B is 0.: was it saved before training")
+    save_file({name.replace("encoder", "coder"): tensor for name, tensor in whole.items()}, weights)
+    refused("it and the model differ in .*was it made for another model")
+    save_file({name: tensor[..., :3].contiguous() for name, tensor in whole.items()}, weights)
+    refused("cannot be merged")
+    save_file({name: tensor / 0 for name, tensor in whole.items()}, weights)
+    refused("cannot be merged: NaNs detected|has another shape, NaN or Inf")
+    save_file(whole, weights)
+    config.write_text(json.dumps(told | {"base_model_name_or_path": "google/flan-t5-base"}))
+    model = mini_t5()
+    model.name_or_path = "google/t5-v1_1-base"
+    refused("its base_model_name_or_path is 'google/flan-t5-base', the model here is 'google/t5-v1_1-base'", model)
+    model.name_or_path = "someone/flan-t5-base"
+    assert merged_weights(tmp_path, model)
+    for damaged in (b"version https://git-lfs", b"<html>", b"", weights.read_bytes()[:-9]):
+        weights.write_bytes(damaged)
+        refused(r"adapter_model.safetensors .*(git-lfs|web page|complete)")
+    config.write_text("{")
+    save_file(whole, weights)
+    refused("cannot be merged")
 
 
 def test_an_adapter_that_began_from_another_a_has_no_task_vector_of_its_parameters():
@@ -116,12 +211,15 @@ def test_an_adapter_that_began_from_another_a_has_no_task_vector_of_its_paramete
         check_same_start(other, views, "hub/x")
 
 
-@pytest.mark.parametrize("option", [{"use_rslora": True}, {"init_lora_weights": "pissa_niter_4"}])
-def test_an_adapter_that_is_no_plain_one_is_refused(tmp_path, option):
+@pytest.mark.parametrize(
+    "option",
+    [{"use_rslora": True}, {"init_lora_weights": "pissa_niter_4"}, {"alpha_pattern": {"q": 64}}, {"use_dora": True}],
+)
+def test_the_parameters_of_no_plain_adapter_cannot_be_merged(tmp_path, option):
     save_adapter(fresh(), trained(), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | option))
-    with pytest.raises(ValueError, match="is no plain LoRA adapter"):
+    with pytest.raises(ValueError, match=f"is no plain LoRA adapter .{next(iter(option))} is .*task_vector='weights'"):
         load_adapter(str(tmp_path), fresh())
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from mini_t5 import save_mini_t5
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import T5ForConditionalGeneration
 
 from lib import concrete, fusion
 from lib.fusion.activations import read_grams
@@ -99,7 +101,36 @@ def test_finished_adapters_are_read_from_files(world, tmp_path):
     for task in workspace.tasks:
         workspace.save_adapter(task, tmp_path / "experts" / task)
     other = world(adapters=str(tmp_path / "experts" / "{task}"))
-    assert torch.equal(other.task_vectors, workspace.task_vectors)
+    torch.testing.assert_close(other.task_vectors, workspace.task_vectors, atol=1e-6, rtol=1e-5)
+    in_adapters = [
+        world(task_vector="adapter", **where) for where in ({}, {"adapters": str(tmp_path / "experts" / "{task}")})
+    ]
+    assert torch.equal(in_adapters[0].task_vectors, in_adapters[1].task_vectors)
+
+
+def test_experts_of_several_kinds_are_merged_together(world, folder, tmp_path):
+    """A full fine-tune, an adapter of other layers and one of DoRA: what is merged is what any of them changes."""
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.01)
+    model.save_pretrained(tmp_path / "experts" / "sentiment")
+    for task, options in (("entailment", {"target_modules": ["k", "wo"]}), ("similarity", {"use_dora": True})):
+        base = T5ForConditionalGeneration.from_pretrained(folder)
+        adapter = get_peft_model(base, LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, **options))
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter.data, std=0.1)
+        adapter.save_pretrained(tmp_path / "experts" / task)
+    workspace = world(adapters=str(tmp_path / "experts" / "{task}"))
+    assert workspace.task_vectors.shape[0] == 3
+    again = PeftModel.from_pretrained(
+        T5ForConditionalGeneration.from_pretrained(folder), tmp_path / "experts" / "similarity"
+    )
+    prompts = workspace.inputs("test", "similarity")
+    found = logits(workspace.model.move_to(workspace.expert("similarity").theta).eval(), prompts)
+    expected = logits(again.eval(), prompts)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 class Cut(Exception):

@@ -9,6 +9,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from lib.files.weights import say
 from lib.runtime.device import Runtime
 from lib.runtime.rng import generator
 from lib.study.profiles import get_profile
@@ -17,7 +18,7 @@ from lib.study.vision import VisionWorkspace
 from lib.vectors import batch_norm
 from lib.vectors.fine_tuning import fine_tune
 from lib.vectors.flat_model import FlatModel
-from lib.vision.backbones import find_weights, load_backbone, load_timm, parse
+from lib.vision.backbones import load_backbone, load_timm, parse
 from lib.vision.heads import class_mean_head, text_head
 from lib.vision.models import Clip
 from lib.vision.objective import ImageObjective
@@ -104,14 +105,69 @@ def test_position_embeddings_of_another_size_are_resampled_by_timm(tmp_path):
 
 
 def test_weights_of_another_model_or_none_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"name one \.safetensors file or a folder with one \(found: none\)"):
-        find_weights(str(tmp_path))
+    with pytest.raises(ValueError, match=r"expected one file with weights, such as model.safetensors \(found: none\)"):
+        load_timm(SMALL_VIT, str(tmp_path), 32)
     save_file(load_timm(SMALL_CONV).encoder.state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=r"is no checkpoint of 'timm:vit.*: 'blocks\.0\.attn\.proj\.bias' is nothing"):
+    with pytest.raises(
+        ValueError, match=r"is no checkpoint of 'timm:vit.*: layers 'cls_token', .* are missing.*\(other"
+    ):
         load_timm(SMALL_VIT, str(tmp_path), 32)
     save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match=r"found: a\.safetensors, b\.safetensors"):
-        find_weights(str(tmp_path))
+        load_timm(SMALL_CONV, str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [b"version https://git-lfs.github.com/spec/v1", b"<html>", b"", b"abc"])
+def test_damaged_weights_are_named(tmp_path, damage):
+    (tmp_path / "model.safetensors").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"model\.safetensors") as error:
+        load_timm(SMALL_CONV, str(tmp_path), 32)
+    assert "\n" not in str(error.value)
+
+
+def fine_tuned(source, seed):
+    """A model of timm with a classifier of its own, moved a little as a plain loop would."""
+    name, options = parse(source)
+    size = {"img_size": 32} if "vit" in name else {}
+    model = timm.create_model(name, num_classes=5, **options, **size)
+    torch.manual_seed(seed)
+    state = load_timm(source, image_size=32).encoder.state_dict()
+    for key, tensor in state.items():
+        if tensor.is_floating_point():
+            state[key] = tensor + 0.01 * torch.randn_like(tensor).abs()
+    model.load_state_dict(state, strict=False)
+    return model.eval()
+
+
+@pytest.mark.parametrize("source", [SMALL_VIT, SMALL_CONV])
+@pytest.mark.parametrize("wrap", [
+    lambda s: s,
+    lambda s: {"epoch": 9, "arch": "x", "state_dict": s, "state_dict_ema": {name: t * 2 for name, t in s.items()}},
+    lambda s: {"model": {f"_orig_mod.{name}": tensor for name, tensor in s.items()}},
+])  # fmt: skip
+def test_experts_of_timm_with_a_classifier_of_their_own(tmp_path, capsys, source, wrap):
+    say.cache_clear()
+    models = {task: fine_tuned(source, seed) for seed, task in enumerate(("scenes", "textures"))}
+    for task, model in models.items():
+        torch.save(wrap(model.state_dict()), tmp_path / f"{task}.pth")
+    options = {
+        "image_size": 32,
+        "head": "class-mean",
+        "tasks": "scenes textures",
+        "experts": f"{tmp_path}/{{task}}.pth",
+    }
+    workspace = VisionWorkspace(Study(get_profile("tiny", model=source, **options), root=tmp_path))
+    inputs = workspace.backbone.preprocess(pictures(2, 32))
+    for task, model in models.items():
+        expert = workspace.expert(task)
+        encoder = workspace.place(expert.theta, expert.statistics)
+        with torch.no_grad():
+            expected = model.forward_head(model.forward_features(inputs), pre_logits=True)
+            torch.testing.assert_close(encoder(inputs), expected, rtol=1e-5, atol=1e-5)
+    assert workspace.task_vectors.shape[0] == 2
+    said = capsys.readouterr().out
+    assert "not used: " in said and ("head.weight" in said or "fc.weight" in said)
+    assert "expert of 'scenes': |tau| is " in said and "largest cosine" in said
 
 
 def test_a_profile_that_asks_for_text_is_refused(tmp_path):
