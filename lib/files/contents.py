@@ -107,8 +107,9 @@ def _columns(features: Features, part: Path) -> tuple[str, str, str]:
         some = some or [name for name in kinds if name not in found and any(word in kinds[name] for word in able)]
         some = some if len(some) == 1 else [name for name in usual if name in some][:1]
         if not some:
-            what = f"{'labels' if found else 'images'}, but {', '.join(kinds)}; call the right one '{usual[0]}'"
-            raise DataError(f"{part} has not one column of {what}")
+            what, there = "labels" if found else "images", ", ".join(kinds)
+            mend = "put images into <split>/<class>/" if part.is_dir() else f"call the right one '{usual[0]}'"
+            raise DataError(f"{part} has not one column of {what}, but {there}; {mend}")
         found += some
     return found[0], found[1], kinds[found[1]]
 

@@ -109,16 +109,15 @@ class Source:
         Raises:
             DataError: if it cannot be read.
         """
-        kind, files, _ = self.listed
+        kind = self.listed[0]
         try:
-            with TemporaryDirectory(prefix="study-") as cache:
-                if kind == "saved":
-                    rows = library().load_from_disk(str(part))
-                elif kind == "imagefolder":  # its classes are those of all its splits together
-                    rows = _load(kind, files, columns, cache)[split]
-                else:
-                    rows = _load(kind, {"train": [part]}, columns, cache)["train"]
-                yield (rows.select_columns(columns) if columns else rows).with_format("arrow")
+            if kind == "saved":
+                rows = library().load_from_disk(str(part))
+            elif kind == "imagefolder":
+                rows = _folder(self, self.fingerprint())[split]
+            else:
+                rows = _load(kind, {"train": [part]}, columns)["train"]
+            yield (rows.select_columns(columns) if columns else rows).with_format("arrow")
         except Exception as error:  # of pyarrow, pandas, json and `datasets`, which share no base class
             reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:200]
             if part.is_file() and part.stat().st_size < 1000 and part.read_bytes().startswith(LFS):
@@ -149,7 +148,7 @@ class Source:
 
     def count(self, split: str) -> int:
         """How many rows a split has."""
-        first = next(iter(next(self.features(split))[1]))
+        first = next(iter(next(self.features(split))[1]), "")
         return sum(len(rows) for *_, rows in self.tables(split, [first]))
 
     def fingerprint(self) -> str:
@@ -158,22 +157,29 @@ class Source:
         return hashlib.sha256(str([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()[:16]
 
 
+@functools.lru_cache(8)
+def _folder(source: Source, fingerprint: str) -> Mapping[str, Dataset]:
+    """Paths of images in folders: all splits at once, whose classes are those of all together. It takes long."""
+    return _load("imagefolder", source.listed[1])
+
+
 def _load(
-    kind: str, files: Mapping[str, Sequence[Path]], columns: list[str] | None, cache: str
+    kind: str, files: Mapping[str, Sequence[Path]], columns: list[str] | None = None
 ) -> Mapping[str, Dataset | IterableDataset]:
     """What `datasets.load_dataset` makes of files; parquet is read piece by piece, the other kinds are not large."""
     import pyarrow.dataset as arrow
     from datasets.data_files import DataFilesList  # names, not patterns: a name may have brackets in it
 
-    options: dict[str, object] = {}
+    options: dict[str, object] = {"keep_in_memory": True}
     if kind == "parquet":  # without a buffer, a whole row group would be in memory at a time
         scan = arrow.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False)
         options = {"streaming": True, "columns": columns, "batch_size": ROWS_AT_ONCE, "fragment_scan_options": scan}
     elif kind == "csv":  # a class may be called NA; Excel begins a file with a mark
-        options = {"keep_default_na": False, "encoding": "utf-8-sig"}
+        options |= {"keep_default_na": False, "encoding": "utf-8-sig"}
         options |= {"sep": "\t"} if files["train"][0].suffix == ".tsv" else {}
     named = {name: DataFilesList(map(str, paths), [()] * len(paths)) for name, paths in files.items()}
-    return library().load_dataset(kind, data_files=named, cache_dir=cache, **options)
+    with TemporaryDirectory(prefix="study-") as cache:
+        return library().load_dataset(kind, data_files=named, cache_dir=cache, **options)
 
 
 def _visible(folder: Path) -> list[Path]:

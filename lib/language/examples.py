@@ -50,18 +50,13 @@ def note(task: TextTask, data_root: str = "") -> str:
 
 
 def read_rows(task: TextTask, source: Source, file: str) -> pd.DataFrame:
-    """The text columns and the label of one of a GLUE task's files, in the file's order.
-
-    Args:
-        task: a task of `lib.language.registry.GLUE`.
-        source: its files.
-        file: "train", or the task's held-out file.
+    """The text columns and the label of "train" or of the held-out file of a GLUE task, in the file's order.
 
     Raises:
         DataError: for a file that cannot be read, a missing column, other classes than the official ones, a row
             without text and a label that is none of the task's.
     """
-    columns, places, rows = [*task.columns, "label"], [], []
+    columns, rows = [*task.columns, "label"], []
     for part, features in source.features(file):
         if missing := [column for column in columns if column not in features]:
             raise DataError(f"{part} has no column '{missing[0]}'; its columns are {', '.join(features)}; rename it")
@@ -72,17 +67,16 @@ def read_rows(task: TextTask, source: Source, file: str) -> pd.DataFrame:
                 f"{', '.join(task.classes) or 'numbers'}, in this order; write the file anew with the official labels"
             )
     for part, first, table in source.tables(file, columns):
-        rows += (tuple(row[column] for column in columns) for row in table.to_pylist())
-        places += ((part, row) for row in range(first, first + len(table)))
-    for (part, number), (*texts, label) in zip(places, rows, strict=True):
-        try:
-            for column, text in zip(task.columns, texts, strict=True):
-                if not isinstance(text, str) or not text.strip():
-                    raise ValueError(f"column '{column}' holds no text ({text!r})")
-            task.target(label)
-        except ValueError as error:
-            advice = "drop that row or correct it (label -1 means no label, as in GLUE's test files)"
-            raise DataError(f"{part}, row {number}: {error}; {advice}") from error
+        for number, row in enumerate(table.to_pylist(), first):
+            try:
+                for column in task.columns:
+                    if not isinstance(row[column], str) or not row[column].strip():
+                        raise ValueError(f"column '{column}' holds no text ({row[column]!r})")
+                task.target(row["label"])
+            except ValueError as error:
+                advice = "drop that row or correct it (label -1 means no label, as in GLUE's test files)"
+                raise DataError(f"{part}, row {number}: {error}; {advice}") from error
+            rows.append(row)
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -216,7 +216,7 @@ def spoil(kind, folder):
         ("one text missing", r"train-.*parquet, row 1: no label \(null, empty and -1 are none\)"),
         ("beyond the classes", r"train-.*parquet, row 2: label 2 is no class of the 2; correct it"),
         ("archives", r"nothing of split 'train', there is neither a table, .*; unpack archives"),
-        ("flat", r"has not one column of labels, but image; call the right one 'label'"),
+        ("flat", r"has not one column of labels, but image; put images into <split>/<class>/"),
     ],
 )
 def test_one_sentence_names_file_row_and_value(tmp_path, kind, message):

@@ -5,12 +5,13 @@ import json
 import os
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pandas as pd
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
@@ -20,7 +21,7 @@ from lib.files.splits import SPLITS, choose_rows
 from lib.vision.decoding import decode_rows
 
 CASES, SECONDS = int(os.environ.get("FUZZ", "10")), float(os.environ.get("FUZZ_SECONDS", "60"))
-STARTED, RAN = time.monotonic(), {"sets": 0, "sentences": 0}
+STARTED, RAN = time.monotonic(), Counter()
 MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "cut", "text", "empty", "lfs", "none", "gone")
 NAMES = ("ant", "bee", "größe", "日本", "a b", "x[1]*", "101", "NA", "train", "test", "val", "{}", ".hidden", "__it")
 FILES = ("train", "test", "validation", "val", "dev", "Training", "train2017", "data", "test_", "x-00000-of-00001")
@@ -84,9 +85,8 @@ def write(folder, case):
             special = {"classes": classes, "list": datasets.List(datasets.Value("int64"))}
             for name in [name for name in columns if name != case["column"]]:
                 features[name] = special.get(kind) or datasets.Value(kind.replace("no labels", "int64"))
-            columns[case["column"]] = [
-                {"bytes": data, "path": "gone.png" if "gone" in modes else None} for data in pictures
-            ]
+            path = "gone.png" if "gone" in modes else None
+            columns[case["column"]] = [{"bytes": data, "path": path} if data or path else None for data in pictures]
             rows = datasets.Dataset.from_dict(columns, features=features)
             shards = f"-00000-of-0000{case['shards']}" if case["shards"] else ""
             if case["form"] == "parquet":
@@ -141,7 +141,9 @@ def check(folder, case, given):
                 assert case["odd"] or np.all(pixels[place] == 20 * row)
 
 
-@settings(max_examples=CASES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=CASES, phases=[Phase.generate], deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
 @given(folders)
 def test_a_set_or_one_sentence(case):
     if time.monotonic() > STARTED + SECONDS:
@@ -149,7 +151,11 @@ def test_a_set_or_one_sentence(case):
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "a set"
         folder.mkdir()
-        given = write(folder, case)
+        try:
+            given = write(folder, case)
+        except (ValueError, OSError, TypeError):  # not even pandas or datasets writes it
+            RAN["not written"] += 1
+            return
         before = sorted(folder.rglob("*"))
         try:
             check(folder, case, given)
@@ -161,4 +167,4 @@ def test_a_set_or_one_sentence(case):
 
 
 def test_how_many_ran():
-    print(RAN, f"{time.monotonic() - STARTED:.0f} s")
+    print(dict(RAN), f"{time.monotonic() - STARTED:.0f} s")
