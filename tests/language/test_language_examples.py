@@ -126,7 +126,8 @@ def test_several_files_and_plain_number_labels_are_read(tmp_path):
         tmp_path, COLA, "train", [(f"new {row}", row % 2) for row in range(30)], label=datasets.Value("int32")
     )
     first.rename(first.with_name("train-00001-of-00002.parquet"))
-    write(tmp_path, COLA, "train", [(f"old {row}", row % 2) for row in range(30)])
+    second = write(tmp_path, COLA, "train", [(f"old {row}", row % 2) for row in range(30)])
+    second.rename(second.with_name("train-00000-of-00002.parquet"))
     parts = [load(tmp_path, split=split) for split in ("train", "validation")]
     assert sum(len(part.prompts) for part in parts) == 60
 
@@ -210,6 +211,7 @@ def spoil(kind, root):
     elif kind == "no label column":
         datasets.Dataset.from_dict({"sentence": ["a"], "class": [1]}).to_parquet(train)
     elif kind == "second file without a column":
+        train.rename(train.with_name("train-00000-of-00002.parquet"))
         datasets.Dataset.from_dict({"sentence": ["a"]}).to_parquet(train.with_name("train-00001-of-00002.parquet"))
     elif kind == "empty text":
         write(root, COLA, "train", [*good, (" \n", 1)])
