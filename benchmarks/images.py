@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from lib.files.sets import FILE_SPLITS
 from lib.runtime.keys import digest
 from lib.vision.batches import gather
 from lib.vision.tasks import load_split, load_task
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--data-root", required=True, help="folder of <set>/data/train-*.parquet")
     parser.add_argument("--side", type=int, default=224, help="pixels")
     given = parser.parse_args()
-    found = sorted(path.parent.parent.name for path in Path(given.data_root).glob(f"*/data/{FILE_SPLITS[0]}-*.parquet"))
+    found = sorted(path.name for path in Path(given.data_root).iterdir() if path.is_dir())
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         print(pd.DataFrame(measure(name, given.data_root, given.side, Path(folder)) for name in found).to_string())
 

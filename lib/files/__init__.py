@@ -5,11 +5,12 @@ from lib.runtime.index import index
 __getattr__, __dir__, __all__ = index(
     __name__,
     {
+        "contents": "read_contents",
         "experts": "load_published",
         "lineages": "one_lineage",
         "pickled": "read_tensors",
         "registry": "read_registry",
-        "sets": "DataError Source find_source read_contents",
+        "sets": "DataError Source find_source",
         "splits": "choose_rows",
         "weights": "fit read_weights",
     },

@@ -1,39 +1,48 @@
-"""Sets of images and texts in files, from a local mirror or the hub: found, opened, and checked.
+"""Sets of images and texts in files, from a local folder or the hub: found, listed, and opened by `datasets`.
 
-A set is a folder of parquet files as `datasets` writes them: `train-*.parquet`, `test-*.parquet` and, if it has one,
-`validation-*.parquet`. The hub's files are downloaded into the hub's own cache; from there on nothing differs. What is
-behind a `Source` sees an image set only through its `has`, `labels`, `images`, `row` and `fingerprint`.
-
-What columns mean is read by `datasets.Features`; the rows are read with `ParquetFile.iter_batches`, which takes little
-memory and writes nothing. (`datasets.load_dataset` copies everything once more and reports each opening over the
-network; its streams hold a whole row group and leave lock files in the user's cache.)
+docs/your-own-data.md says which folders are understood. The hub's files are downloaded into the hub's own cache; from
+there on nothing differs. Which files make up a split is decided here, because `datasets` takes too few shards and too
+many. Tables are opened one by one, because it takes the first one's columns and classes for those of all.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow.parquet as parquet
-from pyarrow import ArrowException
+if TYPE_CHECKING:
+    from datasets import Dataset, Features, IterableDataset
+    from pyarrow import Table
 
-FILE_SPLITS = ("train", "validation", "test")  # what the files are called; "validation" is optional
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels")
+FILE_SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {name: name for name in FILE_SPLITS} | {"training": "train", "testing": "test", "eval": "test"}
+SPLIT_NAMES |= dict.fromkeys(("valid", "val", "dev"), "validation")
+TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+IMAGES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json")
 ROWS_AT_ONCE = 64  # read from a file together
+LFS = b"version https://git-lfs"  # how a pointer file begins
 
 
 class DataError(ValueError):
-    """Data that cannot be used as it is; the message names the place and how to correct it."""
+    """Data that cannot be used as it is; the message, one line, names the place and how to correct it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 @functools.cache
-def download(hub: str, folder: str, splits: tuple[str, ...] = FILE_SPLITS) -> Path:
-    """Fetch the files of some splits from a folder on the hub, or find them in the hub's cache; returns their folder.
+def download(hub: str, folder: str = "", splits: tuple[str, ...] = FILE_SPLITS) -> Path:
+    """Fetch some splits from a folder on the hub, or a whole set, or find them in the hub's cache; returns the folder.
 
     Raises:
         DataError: if the hub is out of reach.
@@ -41,7 +50,7 @@ def download(hub: str, folder: str, splits: tuple[str, ...] = FILE_SPLITS) -> Pa
     from huggingface_hub import snapshot_download  # here, not above: importing it takes long
 
     try:
-        patterns = [f"{folder}/{split}-*.parquet" for split in splits]
+        patterns = [f"{folder}/{split}-*.parquet" for split in splits] if folder else None
         return Path(snapshot_download(hub, repo_type="dataset", allow_patterns=patterns)) / folder
     except Exception as error:  # the hub's client and its HTTP library share no base class
         raise DataError(
@@ -50,15 +59,20 @@ def download(hub: str, folder: str, splits: tuple[str, ...] = FILE_SPLITS) -> Pa
         ) from error
 
 
+@functools.cache
+def library() -> ModuleType:
+    """`datasets`, which takes long to import, made silent, and asking nothing of the network."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs, it raises as well
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where a set's files lie.
-
-    Attributes:
-        name: the set's name in the study.
-        folder: the folder of parquet files.
-        hub: the hub's id if they came from there, else "".
-    """
+    """Where a set's files lie: its name in the study, their folder, and the hub's id if they came from there."""
 
     name: str
     folder: Path
@@ -68,111 +82,169 @@ class Source:
         """The place: "folder:<path>" or "hub:<id>"."""
         return f"hub:{self.hub}" if self.hub else f"folder:{self.folder}"
 
-    def has(self, split: str) -> bool:
-        """Whether there are files of a split."""
-        return any(self.folder.glob(f"{split}-*.parquet"))
+    @functools.cached_property
+    def listed(self) -> tuple[str, dict[str, list[Path]], list[str]]:
+        """How the set is stored, the files of each split, and what is to be said about them; see `_listed`."""
+        return _listed(self.folder)
 
-    def files(self, split: str) -> list[Path]:
-        """The files of a split, in order.
-
-        Raises:
-            DataError: if there are none.
-        """
-        found = sorted(self.folder.glob(f"{split}-*.parquet"))
-        if not found:
-            raise DataError(f"{self.folder}: no file {split}-*.parquet; a set needs it, copy it there")
-        return found
-
-    def counts(self, split: str) -> dict[Path, int]:
-        """How many rows each file of a split has.
+    def parts(self, split: str) -> list[Path]:
+        """What is opened, one after the other, to read a split: its tables, or one folder.
 
         Raises:
-            DataError: if there are none, or one cannot be read.
+            DataError: if there is nothing of that split.
         """
-        counts = {}
-        for path in self.files(split):
-            with opened(path) as file:
-                counts[path] = file.metadata.num_rows
-        return counts
+        kind, files, _ = self.listed
+        if split not in files:
+            there = ", ".join(files) or "neither a table, nor images, nor what save_to_disk writes"
+            raise DataError(
+                f"{self.folder}: nothing of split '{split}', there is {there}; call the files {split}-*.parquet (.csv, "
+                f".jsonl), or put images into {split}/<class>/; unpack archives"
+            )
+        return [self.folder] if kind == "imagefolder" else files[split]
 
-    def row(self, split: str, row: int) -> str:
-        """How a message names one row of a split: the file and the row in it, counted from 0."""
-        for path, count in self.counts(split).items():
-            if row < count:
-                return f"{path}, row {row}"
-            row -= count
-        raise IndexError(row)
+    @contextmanager
+    def opened(self, split: str, part: Path, columns: list[str] | None = None) -> Iterator[Dataset | IterableDataset]:
+        """One part of a split, all columns or some, as arrow tables: images stay as they are stored.
+
+        Raises:
+            DataError: if it cannot be read.
+        """
+        kind = self.listed[0]
+        try:
+            if kind == "saved":
+                rows = library().load_from_disk(str(part))
+            elif kind == "imagefolder":
+                rows = _folder(self, self.fingerprint())[split]
+            else:
+                rows = _load(kind, {"train": [part]}, columns)["train"]
+            yield (rows.select_columns(columns) if columns else rows).with_format("arrow")
+        except Exception as error:  # of pyarrow, pandas, json and `datasets`, which share no base class
+            reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:200]
+            if part.is_file() and part.stat().st_size < 1000 and part.read_bytes().startswith(LFS):
+                reason = "it is a pointer of Git LFS; `git lfs pull` fetches the file"
+            raise DataError(f"{part} cannot be read as {kind} ({reason}); copy the file again") from error
+
+    def features(self, split: str) -> Iterator[tuple[Path, Features]]:
+        """Names and types of the columns in each part of a split."""
+        for part in self.parts(split):
+            with self.opened(split, part) as rows:
+                features = rows.features
+            yield part, features
+
+    def tables(self, split: str, columns: list[str], *parts: Path) -> Iterator[tuple[Path, int, Table]]:
+        """Some columns of a split, or of parts of it, a few rows at a time: part, number of the first row, rows."""
+        for part in parts or self.parts(split):
+            first = 0
+            with self.opened(split, part, columns) as rows:
+                for table in rows.iter(ROWS_AT_ONCE):
+                    yield part, first, table
+                    first += len(table)
+
+    def values(self, split: str, column: str, *parts: Path) -> Iterator[tuple[Path, int, object]]:
+        """Part, row in it and value of one column, row by row."""
+        for part, first, table in self.tables(split, [column], *parts):
+            for row, value in enumerate(table.column(0).to_pylist(), first):
+                yield part, row, value
+
+    def count(self, split: str) -> int:
+        """How many rows a split has."""
+        first = next(iter(next(self.features(split))[1]), "")
+        return sum(len(rows) for *_, rows in self.tables(split, [first]))
 
     def fingerprint(self) -> str:
         """Changes when the files do: a hash of their names, sizes and times of modification."""
-        files = sorted(self.folder.glob("*.parquet"))
-        text = str([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def column(self, split: str, *names: str) -> tuple[str, tuple[str, ...]]:
-        """Which of some names a column has in all files of a split, and the names of its classes, () if it has none.
-
-        Raises:
-            DataError: if a file cannot be read, has no such column, or gives other class names than another.
-        """
-        from datasets import Features  # here, not above: importing it takes long
-
-        classes: tuple[str, ...] = ()
-        for path in self.files(split):
-            with opened(path) as file:
-                features = Features.from_arrow_schema(file.schema_arrow)
-            present = [name for name in names if name in features]
-            if not present:
-                wanted, there = "' or '".join(names), ", ".join(features)
-                raise DataError(f"{path} has no column '{wanted}'; its columns are {there}; rename the right one")
-            names = (present[0],)  # the other files must call it the same
-            here = tuple(getattr(features[present[0]], "names", None) or ())
-            if here and classes and here != classes:
-                raise DataError(f"{path}: its class names are not those of the files before; write all files anew")
-            classes = classes or here
-        return names[0], classes
-
-    def values(self, split: str, column: str) -> Iterator[object]:
-        """One column of a split, row by row, images as they are stored."""
-        for path in self.files(split):
-            with opened(path) as file:
-                for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
-                    yield from batch.column(0).to_pylist()
-
-    def labels(self, split: str) -> tuple[tuple[str, ...], list[object]]:
-        """The class names as the files give them, () if they do not, and the label of every row."""
-        self.column(split, *IMAGE_COLUMNS)  # a set without images is refused before its labels are read
-        column, names = self.column(split, *LABEL_COLUMNS)
-        return names, list(self.values(split, column))
-
-    def images(self, split: str) -> Iterator[tuple[int, object]]:
-        """The number and the image of every row, as it is stored: encoded bytes, alone or in a dict."""
-        return enumerate(self.values(split, self.column(split, *IMAGE_COLUMNS)[0]))
+        files = [(str(path), path.stat()) for path in _visible(self.folder)]
+        return hashlib.sha256(str([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[parquet.ParquetFile]:
-    """A parquet file, while it is read; turns what pyarrow says if it cannot be read into one sentence."""
-    try:
-        # With a buffer, a column is read piece by piece; without, a whole row group at a time.
-        with parquet.ParquetFile(path, buffer_size=1 << 20) as file:
-            yield file
-    except (ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(f"{path} cannot be read as parquet ({reason}); copy the file again") from error
+@functools.lru_cache(8)
+def _folder(source: Source, fingerprint: str) -> Mapping[str, Dataset]:
+    """Paths of images in folders: all splits at once, whose classes are those of all together. It takes long."""
+    return _load("imagefolder", source.listed[1])
+
+
+def _load(
+    kind: str, files: Mapping[str, Sequence[Path]], columns: list[str] | None = None
+) -> Mapping[str, Dataset | IterableDataset]:
+    """What `datasets.load_dataset` makes of files; parquet is read piece by piece, the other kinds are not large."""
+    import pyarrow.dataset as arrow
+    from datasets.data_files import DataFilesList  # names, not patterns: a name may have brackets in it
+
+    options: dict[str, object] = {"keep_in_memory": True}
+    if kind == "parquet":  # without a buffer, a whole row group would be in memory at a time
+        scan = arrow.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False)
+        options = {"streaming": True, "columns": columns, "batch_size": ROWS_AT_ONCE, "fragment_scan_options": scan}
+    elif kind == "csv":  # a class may be called NA; Excel begins a file with a mark
+        options |= {"keep_default_na": False, "encoding": "utf-8-sig"}
+        options |= {"sep": "\t"} if files["train"][0].suffix == ".tsv" else {}
+    named = {name: DataFilesList(map(str, paths), [()] * len(paths)) for name, paths in files.items()}
+    with TemporaryDirectory(prefix="study-") as cache:
+        return library().load_dataset(kind, data_files=named, cache_dir=cache, **options)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """All files below a folder, in order, without hidden ones."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
+    """How a set is stored, the files of each split, and one line about each thing that is odd.
+
+    The kind is that of `datasets.load_dataset`, or "saved" for what `save_to_disk` wrote. All files are of the training
+    split if none has the name of a split.
+
+    Raises:
+        DataError: for two generations of shards.
+    """
+    saved = [path.parent for path in (*folder.glob("state.json"), *sorted(folder.glob("*/state.json")))]
+    if saved:
+        return "saved", {"train" if path == folder else _split_of(path.name): [path] for path in saved}, []
+    kinds: dict[str, list[Path]] = {}
+    for path in _visible(folder):
+        image = path.stem == "metadata" or path.suffix.lower() in IMAGES
+        kind = "imagefolder" if image else TABLES.get(path.suffix.lower(), "")
+        if kind and path.name not in NO_DATA:
+            kinds.setdefault(kind, []).append(path)
+    own = [k for k in ("csv", "json") if any(_split_of(path.name) in FILE_SPLITS for path in kinds.get(k, []))]
+    kind = next((kind for kind in ("parquet", *own, "imagefolder", "csv", "json") if kind in kinds), "")
+    splits: dict[str, list[Path]] = {}
+    for path in kinds.get(kind, []):
+        parts = path.relative_to(folder).parts
+        splits.setdefault(_split_of(*(parts[:-1] if kind == "imagefolder" else parts)), []).append(path)
+    if kind and not splits.keys() & {*FILE_SPLITS}:
+        splits = {"train": kinds[kind]}
+    unused = [split or "what is in no folder" for split in splits if split not in FILE_SPLITS]
+    unused += [path.name for other in kinds if other not in (kind, "imagefolder") for path in kinds[other]]
+    lines = [f"not used: {', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''}"] if unused else []
+    if kind == "imagefolder":
+        return kind, {split: paths for split, paths in splits.items() if split in FILE_SPLITS}, lines
+    return kind, splits, lines + [line for split, paths in splits.items() if (line := _shards(split, paths))]
+
+
+def _split_of(*names: str) -> str:
+    """Which split the names of folders and a file in them tell; else the last name, without its number and suffix."""
+    stems = [re.split(r"-\d+-of-\d+|\.", name)[0] for name in names]
+    plain = (re.sub(r"[-_ ]*\d*$", "", stem.lower()) for stem in stems)
+    return next((SPLIT_NAMES[word] for word in plain if word in SPLIT_NAMES), stems[-1] if stems else "")
+
+
+def _shards(split: str, paths: Sequence[Path]) -> str:
+    """What is to be said about the numbers of a split's files, "" if nothing is."""
+    counts = {int(of[1]) for path in paths if (of := re.search(r"-\d+-of-(\d+)", path.name))}
+    if len(counts) > 1 or (counts and len(paths) > max(counts)):
+        names = ", ".join(path.name for path in paths[:4])
+        raise DataError(f"{paths[0].parent}: files of '{split}' were written more than once ({names}); remove the old")
+    return f"{len(paths)} of {max(counts)} files of '{split}' are there" if counts and len(paths) < max(counts) else ""
 
 
 def find_source(
     name: str, data_root: str, folders: Sequence[str], hub: str = "", splits: tuple[str, ...] = FILE_SPLITS
 ) -> Source:
-    """Find a set: below `data_root` when that is given, else on the hub.
-
-    Args:
-        name: the set's name in the study.
-        data_root: a folder with a local mirror, or "".
-        folders: where the set may lie below it, or on the hub after the last "/".
-        hub: the hub's id.
-        splits: which files the hub is asked for.
+    """Find a set: in one of some folders below `data_root`, or if that is "", on the hub, after the last one's "/".
 
     Raises:
         DataError: if there is no such folder, naming what is there, or the hub is out of reach.
@@ -180,10 +252,10 @@ def find_source(
     if not data_root:
         return Source(name, download(hub, folders[-1].rpartition("/")[2], splits), hub)
     root = Path(data_root).expanduser()
-    for folder in folders:
+    for folder in (*folders, folders[0].removesuffix("/data")):
         if (root / folder).is_dir():
             return Source(name, root / folder)
-    advice = f"set data_root to the folder that holds {folders[0]}/train-*.parquet, or drop '{name}' from the tasks"
+    advice = f"set data_root to the folder that holds {folders[0]}/, or drop '{name}' from the tasks"
     if not root.is_dir():
         raise DataError(f"data_root {root} is not a folder; {advice}")
     nearest = next(folder for folder in (root / folders[0]).parents if folder.is_dir())
@@ -197,18 +269,13 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def compare(source: Source, counts: Mapping[str, tuple[int, int]], at_most: Sequence[str]) -> str:
-    """Compare a set with the official one.
-
-    Args:
-        source: the set.
-        counts: what is counted -> how many there are, and how many the official set has.
-        at_most: of what a mirror may not have more.
+    """Compare a set with the official one, given what is counted -> how many there are, and how many there should be.
 
     Returns:
         "" if they agree, else (only for a mirror) the line that says how they differ.
 
     Raises:
-        DataError: if the hub's copy differs at all, or a mirror has more of `at_most`.
+        DataError: if the hub's copy differs at all, or a mirror has more of what it may have `at_most`.
     """
     if all(found == official for found, official in counts.values()):
         return ""
@@ -218,53 +285,3 @@ def compare(source: Source, counts: Mapping[str, tuple[int, int]], at_most: Sequ
         raise DataError(f"{source} holds {held}: it is not the official set; use a mirror of that, or another name")
     kind = "variant" if more else "subset"
     return f"{source.name}: a local {kind}, {held}; scores are not comparable with published ones"
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a set holds: class names as in the files, and per file split the labels, int64 [rows]."""
-
-    class_names: tuple[str, ...]
-    labels: dict[str, np.ndarray]
-
-
-def read_contents(source: Source) -> Contents:
-    """Read class names and labels, no images, and check them.
-
-    Labels may also be texts: their classes are the sorted distinct texts of the training split.
-
-    Raises:
-        DataError: for a missing split or column, an empty split, labels without names, outside the range of the
-            names or without training images, and splits with different class names.
-    """
-    names: tuple[str, ...] = ()
-    labels = {}
-    for split in ("train", "test", *(["validation"] if source.has("validation") else [])):
-        here, values = source.labels(split)
-        if not values:
-            raise DataError(f"{source}: split '{split}' is empty; copy the set again or leave it out of the tasks")
-        if not here and not all(isinstance(value, str) for value in values):
-            raise DataError(
-                f"{source}: the labels of split '{split}' are numbers without class names; save the set with "
-                "dataset.cast_column('label', datasets.ClassLabel(names=[...])), or with the names as text"
-            )
-        here = here or names or tuple(sorted(set(values)))
-        names = names or here
-        if here != names:
-            raise DataError(f"{source}: splits 'train' and '{split}' have different class names; write both anew")
-        numbers = {name: index for index, name in enumerate(names)} | {None: -1}
-        known = (numbers.get(value, -1) if value is None or isinstance(value, str) else value for value in values)
-        labels[split] = np.fromiter(known, dtype=np.int64)
-        outside = np.flatnonzero((labels[split] < 0) | (labels[split] >= len(names)))
-        if outside.size:
-            raise DataError(
-                f"{source.row(split, int(outside[0]))}: label {labels[split][outside[0]]} is not one of the "
-                f"{len(names)} classes; drop that row or correct its label (-1 means no label)"
-            )
-    absent = [name for index, name in enumerate(names) if not np.any(labels["train"] == index)]
-    if absent:
-        raise DataError(
-            f"{source}: class '{absent[0]}' has no training image ({len(absent)} of {len(names)} classes have "
-            "none); add images or drop the class from the ClassLabel"
-        )
-    return Contents(names, labels)

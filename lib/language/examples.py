@@ -39,7 +39,7 @@ def find_files(task: TextTask, data_root: str = "") -> tuple[Source, str]:
             the official set at all; or a mirror has more rows than that.
     """
     source = find_source(task.name, data_root, [f"glue/{task.glue}"], HUB, ("train", task.held_out))
-    found = [sum(source.counts(file).values()) for file in ("train", task.held_out)]
+    found = [source.count(file) for file in ("train", task.held_out)]
     counts = {"training rows": (found[0], task.train), "held-out rows": (found[1], task.test)}
     return source, compare(source, counts, at_most=list(counts))
 
@@ -50,34 +50,34 @@ def note(task: TextTask, data_root: str = "") -> str:
 
 
 def read_rows(task: TextTask, source: Source, file: str) -> pd.DataFrame:
-    """The text columns and the label of one of a GLUE task's files, in the file's order.
-
-    Args:
-        task: a task of `lib.language.registry.GLUE`.
-        source: its files.
-        file: "train", or the task's held-out file.
+    """The text columns and the label of "train" or of the held-out file of a GLUE task, in the file's order.
 
     Raises:
         DataError: for a file that cannot be read, a missing column, other classes than the official ones, a row
             without text and a label that is none of the task's.
     """
-    classes = {column: source.column(file, column)[1] for column in (*task.columns, "label")}["label"]
-    if classes and classes != task.classes:
-        raise DataError(
-            f"{source.folder}: the classes of column 'label' are {', '.join(classes)}, those of {task.title} are "
-            f"{', '.join(task.classes) or 'numbers'}, in this order; write the file anew with the official labels"
-        )
-    rows = {column: list(source.values(file, column)) for column in (*task.columns, "label")}
-    for number, (*texts, label) in enumerate(zip(*rows.values(), strict=True)):
-        try:
-            for column, text in zip(task.columns, texts, strict=True):
-                if not isinstance(text, str) or not text.strip():
-                    raise ValueError(f"column '{column}' holds no text ({text!r})")
-            task.target(label)
-        except ValueError as error:
-            advice = "drop that row or correct it (label -1 means no label, as in GLUE's test files)"
-            raise DataError(f"{source.row(file, number)}: {error}; {advice}") from error
-    return pd.DataFrame(rows)
+    columns, rows = [*task.columns, "label"], []
+    for part, features in source.features(file):
+        if missing := [column for column in columns if column not in features]:
+            raise DataError(f"{part} has no column '{missing[0]}'; its columns are {', '.join(features)}; rename it")
+        classes = tuple(getattr(features["label"], "names", None) or ())
+        if classes and classes != task.classes:
+            raise DataError(
+                f"{part}: the classes of column 'label' are {', '.join(classes)}, those of {task.title} are "
+                f"{', '.join(task.classes) or 'numbers'}, in this order; write the file anew with the official labels"
+            )
+    for part, first, table in source.tables(file, columns):
+        for number, row in enumerate(table.to_pylist(), first):
+            try:
+                for column in task.columns:
+                    if not isinstance(row[column], str) or not row[column].strip():
+                        raise ValueError(f"column '{column}' holds no text ({row[column]!r})")
+                task.target(row["label"])
+            except ValueError as error:
+                advice = "drop that row or correct it (label -1 means no label, as in GLUE's test files)"
+                raise DataError(f"{part}, row {number}: {error}; {advice}") from error
+            rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def unseen(train: pd.DataFrame, held_out: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:

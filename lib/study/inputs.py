@@ -130,7 +130,8 @@ def _hub_sets(profile: Profile) -> Iterator[str]:
     else:
         from lib.vision.registry import REGISTRY
 
-        yield from (REGISTRY[task].hub for task in profile.task_names if task in REGISTRY)
+        known = {name: official.hub for name, official in REGISTRY.items()}
+        yield from (known.get(task, task) for task in profile.task_names if task in known or "/" in task)
 
 
 def difference(old: Mapping[str, object], new: Mapping[str, object]) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.files.sets import DataError, Source, compare, find_source, folders_in, read_contents
+from lib.files.contents import read_contents
+from lib.files.sets import DataError, Source, compare, download, find_source, folders_in
 from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
 from lib.runtime.keys import code_of, key_of
@@ -38,7 +40,7 @@ from worlds.images.corruptions import CORRUPTIONS, corrupt
 __all__ = ["CORRUPTIONS", "REGISTRY", "DataError", "Split", "Task", "corrupt", "load_split", "load_splits", "load_task"]
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
-FORMAT = 3  # part of every cached split's name: raise it when what is stored changes
+FORMAT, REAL_FORMAT = 3, 4  # part of a cached split's name, drawn or real: raise it when what is stored changes
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,21 @@ def find_set(name: str, data_root: str = "") -> Source:
     root, known = Path(data_root).expanduser(), REGISTRY.get(name)
     present = folders_in(root) if data_root and root.is_dir() else []
     if not known and name not in present:
+        if name.count("/") == 1:
+            return Source(name, download(name), name)
         raise DataError(
-            f"unknown task '{name}'; drawn: {', '.join(MODULES)}; real: {', '.join(REGISTRY)}; "
+            f"unknown task '{name}'; drawn: {', '.join(MODULES)}; real: {', '.join(REGISTRY)}; on the hub: owner/set; "
             + (f"in {root}: {', '.join(present) or 'nothing'}" if data_root else "for a set of your own, set data_root")
         )
-    if not known:
-        return find_source(name, data_root, [f"{name}/data"])
     # A copy of a hub repository may keep the files in a folder of another name, as the repository does.
-    return find_source(name, data_root, [f"{name}/data", f"{name}/{known.folder}"], known.hub)
+    places = [f"{name}/data", *([f"{name}/{known.folder}"] if known else [])]
+    return find_source(name, data_root, places, known.hub if known else "")
 
 
 def load_task(name: str, *, data_root: str = "") -> Task:
-    """Look up a task by name: drawn, registered, or any folder of the same layout below `data_root`.
+    """Look up a task by name: drawn, registered, or any set in a folder below `data_root` or on the hub.
 
-    A line is printed when a local mirror holds less than the official set.
+    A line is printed about each thing that is odd, and when a local mirror holds less than the official set.
 
     Raises:
         DataError: for an unknown name, and for whatever is wrong with the files; see `lib.files.sets`.
@@ -108,6 +111,8 @@ def load_task(name: str, *, data_root: str = "") -> Task:
     class_names = tuple(spoken.get(raw, " ".join(raw.replace("_", " ").split())) for raw in contents.class_names)
     if len(set(class_names)) < len(class_names) or not all(class_names):
         raise DataError(f"{source}: class names are empty or the same twice, written as in prompts; rename them")
+    for remark in (*contents.remarks, *(() if official else _odd_names(class_names))):
+        print(f"{name}: {remark}", flush=True)
     if not official:
         return Task(name, name.replace("_", " "), class_names, DEFAULT_TEMPLATES, str(source))
     counts = {
@@ -118,6 +123,14 @@ def load_task(name: str, *, data_root: str = "") -> Task:
     if note := compare(source, counts, at_most=["classes"]):
         print(note, flush=True)
     return Task(name, official.title, class_names, official.templates, str(source), note)
+
+
+def _odd_names(class_names: Sequence[str]) -> Iterator[str]:
+    """One line about each kind of class name that makes poor prompts."""
+    digits, foreign = [n for n in class_names if n.isdigit()], [n for n in class_names if not n.isascii()]
+    for odd, kind in ((digits, "numbers"), (foreign, "not English")):
+        if odd:
+            yield f"{len(odd)} class names are {kind} ({', '.join(odd[:3])}); head=class-mean needs no prompts"
 
 
 def load_split(task: Task, split: str, **options: object) -> Split:
@@ -168,6 +181,8 @@ def load_splits(
             if not paths[task.name].is_file():
                 source = find_set(task.name, data_root)
                 _decode(paths[task.name], source, split, sizes, image_size, seed, f"decoding {task.title}, {split}")
+                given = (sizes, image_size, data_root, cache, seed)
+                _tell_repeats(task, split, {other: _cached(task, other, *given) for other in SPLITS})
     started = time.monotonic()
     loaded = {task.name: _read(paths[task.name]) for task in tasks}
     real = [loaded[task.name].images for task in tasks if task.source != "drawn"]
@@ -192,9 +207,9 @@ def _cached(
         source = find_set(task.name, data_root)
         if task.source != str(source):
             raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
-        determines |= {"source": source.fingerprint()}
+        determines |= {"source": source.fingerprint(), "format": REAL_FORMAT}
         determines |= {"validation": sizes.get("validation")} if split == "train" else {}
-    return cache / "splits" / f"{task.name}-{split}-{key_of(determines)}.npy"
+    return cache / "splits" / f"{task.name.replace('/', '-')}-{split}-{key_of(determines)}.npy"
 
 
 def _read(path: Path) -> Split:
@@ -204,26 +219,46 @@ def _read(path: Path) -> Split:
 
 @contextmanager
 def _new_split(path: Path, labels: np.ndarray, side: int) -> Iterator[Writer]:
-    """A file of a split that has its labels and waits for its images."""
-    shapes = {"labels": (torch.int64, labels.shape), "images": (torch.uint8, (len(labels), 3, side, side))}
+    """A file of a split that has its labels and waits for its images and, of real ones, a short hash of each."""
+    shapes = {
+        "labels": (torch.int64, labels.shape),
+        "hashes": (torch.int64, labels.shape),
+        "images": (torch.uint8, (len(labels), 3, side, side)),
+    }
     with new_file(path, shapes) as file:
         file.write("labels", 0, labels)
         yield file
 
 
 def _decode(path: Path, source: Source, split: str, sizes: Mapping[str, int], side: int, seed: int, label: str) -> None:
-    """Decode a split of a real set into a file that holds labels, images and a hash of the images."""
-    labels = read_contents(source).labels
+    """Decode a split of a real set into a file that holds labels, images, and hashes of the images."""
+    contents = read_contents(source)
+    labels = contents.labels
     file_split, rows = choose_rows(labels, source.name, split, sizes, seed)
     if not rows.size:
         raise DataError(
             f"{source}: {len(labels[file_split])} images of '{file_split}' are too few to make '{split}'; add some"
         )
-    hashes, size = [b""] * len(rows), in_words(3 * side * side * len(rows))
+    stored, own = contents.stored.get(file_split, (file_split, None))
+    hashes, seen, size = [b""] * len(rows), [], in_words(3 * side * side * len(rows))
     remove_unfinished(path)
     with _new_split(path, labels[file_split][rows], side) as file:
-        images = decode_rows(source, file_split, rows, side)
+        images = decode_rows(source, stored, rows if own is None else own[rows], side, seen)
         for place, image in progress(images, label, total=len(rows), postfix=lambda: f"{size}, mapped from now on"):
             file.write("images", place, image)
             hashes[place] = hashlib.sha256(np.ascontiguousarray(image)).digest()
+        file.write("hashes", 0, np.array([int.from_bytes(one[:8], "big", signed=True) for one in hashes]))
         file.digests["images"] = hashlib.sha256(b"".join(hashes)).hexdigest()
+    for remark, count in Counter(seen).items():
+        print(f"{source.name}, {split}: {count:,} of {len(rows):,} images {remark}", flush=True)
+
+
+def _tell_repeats(task: Task, split: str, paths: Mapping[str, Path]) -> None:
+    """Print how many images of a split come twice in it, and how many are also in the splits that are there already."""
+    own = read_file(paths[split])["hashes"].numpy()
+    repeats = {"come more than once": len(own) - len(np.unique(own))}
+    for other in (other for other in paths if other != split and paths[other].is_file()):
+        repeats[f"are also in {other}"] = int(np.isin(own, read_file(paths[other])["hashes"].numpy()).sum())
+    for where, count in repeats.items():
+        if count:
+            print(f"{task.name}: {count:,} of {len(own):,} images of {split} {where}, pixel by pixel", flush=True)

@@ -2,6 +2,7 @@
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -55,7 +56,9 @@ def test_few_images_wait_in_memory(tmp_path, monkeypatch):
     read, done = [], []
     monkeypatch.setattr(decoding, "cores", lambda: 2)
     one = picture(np.random.default_rng(0))
-    monkeypatch.setattr(Source, "values", lambda *_: (read.append(row) or {"bytes": one} for row in range(600)))
+    rows = ((Path("pets"), row, {"bytes": one}) for row in range(600))
+    monkeypatch.setattr(decoding, "bits_of", lambda _: 0)
+    monkeypatch.setattr(decoding, "images", lambda *_: (read.append(row) or row for row in rows))
     for place, image in decode_rows(source, "train", np.arange(600), 8):
         assert image.shape == (3, 8, 8)
         done.append(place)

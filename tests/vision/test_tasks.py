@@ -252,7 +252,7 @@ def test_a_missing_set_or_root_is_named(root, tmp_path):
     with pytest.raises(DataError, match=r"data_root .*nowhere is not a folder"):
         load_task("mnist", data_root=str(tmp_path / "nowhere"))
     (root / "hollow").mkdir()
-    with pytest.raises(DataError, match=r"root/hollow/data does not exist, .*root/hollow holds no folder"):
+    with pytest.raises(DataError, match=r"root/hollow: nothing of split 'train', there is neither a table"):
         load_task("hollow", data_root=str(root))
 
 
@@ -285,3 +285,60 @@ def test_too_few_images_for_a_split_are_an_error(tmp_path, load):
     task = load_task("few", data_root=str(tmp_path))
     with pytest.raises(DataError, match=r"1 images of 'test' are too few to make 'test'; add some"):
         load(task, "test", tmp_path)
+
+
+# --- what is said
+
+
+def test_images_that_come_twice_or_in_two_splits_are_counted(tmp_path, load, capsys):
+    pictures = [picture(np.random.default_rng(row)) for row in range(30)]
+    for split in ("train", "validation"):
+        write_split(tmp_path / "leak/data", split, [0, 1, 2] * 10, pictures=pictures if split == "train" else None)
+    write_split(tmp_path / "leak/data", "test", [0, 1, 2] * 3, pictures=[*pictures[:3], *pictures[:6]])
+    task = load_task("leak", data_root=str(tmp_path))
+    for split in SPLITS:
+        load(task, split, tmp_path, sizes={})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "pixel by pixel" in line]
+    assert "leak: 5 of 5 images of adaptation are also in train, pixel by pixel" in lines
+    assert "leak: 4 of 4 images of test are also in train, pixel by pixel" in lines
+    twice = [line for line in lines if "come more than once" in line or "test are also in adaptation" in line]
+    assert twice and not any("of validation" in line or "of train" in line for line in lines)
+    for split in SPLITS:
+        load(task, split, tmp_path, sizes={})
+    assert "pixel by pixel" not in capsys.readouterr().out  # said once
+
+
+def test_a_part_of_train_becomes_test_and_all_splits_stay_apart(tmp_path, load, capsys):
+    write_split(tmp_path / "lone/data", "train", [0, 1, 2] * 20)
+    task = load_task("lone", data_root=str(tmp_path))
+    assert capsys.readouterr().out == "lone: there is no labelled test split: 12 images of train are held out as test\n"
+    parts = {split: load(task, split, tmp_path, sizes={}) for split in SPLITS}
+    assert {split: len(part.labels) for split, part in parts.items()} == {
+        "train": 43,
+        "validation": 5,
+        "adaptation": 6,
+        "test": 6,
+    }
+    assert len(set.union(*(as_set(part.images) for part in parts.values()))) == 60
+
+
+def test_odd_names_and_images_are_told(tmp_path, load, capsys):
+    names = ["3", "größe", "owl"]
+    pictures = [picture(np.random.default_rng(row), mode="RGBA") for row in range(9)]
+    write_split(tmp_path / "odd/data", "train", [0, 1, 2] * 3, names=names, pictures=pictures)
+    write_split(tmp_path / "odd/data", "test", [0, 1, 2], names=names)
+    task = load_task("odd", data_root=str(tmp_path))
+    assert capsys.readouterr().out.splitlines() == [
+        "odd: 1 class names are numbers (3); head=class-mean needs no prompts",
+        "odd: 1 class names are not English (größe); head=class-mean needs no prompts",
+    ]
+    load(task, "train", tmp_path, sizes={})
+    assert "odd, train: 8 of 8 images with transparency, laid on white" in capsys.readouterr().out
+
+
+def test_a_set_on_the_hub_needs_only_its_name(tmp_path, load, monkeypatch):
+    folder = make_mirror(tmp_path, "pets").parent
+    monkeypatch.setattr(tasks, "download", lambda hub: folder if hub == "zoo/pets" else None)
+    task = load_task("zoo/pets")
+    assert task.source == "hub:zoo/pets" and task.class_names == ("red fox", "owl", "newt")
+    assert len(load(task, "test").labels) == 6
