@@ -36,7 +36,7 @@ def signatures(curve: Sequence[Mapping[str, float]], patience: int = LEAST_STEPS
     density = column("lowest_density")
     if len(density) and density[-1] < COLLAPSED:
         found["mask collapsed"] = (
-            f"mask collapsed: in at least one layer its mean has fallen to {density[-1]:.3f}, so that layer stays "
+            f"mask collapsed: in at least one layer its mean is only {density[-1]:.3f}, so that layer stays "
             "pre-trained or hangs on a few entries; lower the mask's learning rate"
         )
     accuracy, averaging = column("accuracy"), column("averaging")
