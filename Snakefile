@@ -36,7 +36,10 @@ NOTEBOOKS = {
         ["concrete_adamerging", "phases", "concrete_coefficients", "density", "mask_agreement"],
     ),
     "08_when_adaptation_fails": (["02_task_vectors"], ["failures", "objectives"]),
-    "09_concrete_on_any_base": (["02_task_vectors"], ["rates", "any_base", "few_coefficients", "directions", "per_task_adapted", "controls"]),
+    "09_concrete_on_any_base": (
+        ["02_task_vectors"],
+        ["rates", "any_base", "few_coefficients", "directions", "per_task_adapted", "controls"],
+    ),
     "10_ablation_temperature": (["02_task_vectors"], ["temperature", "gradient_noise", "temperature_curve"]),
     "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
