@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from lib.figures.bases import KINDS
 from lib.runtime.disk import ROOT, atomic_path
 from lib.study.evaluation import TABLES as SAVED
 from lib.study.evaluation import gather, methods_by_tasks, plus_minus
@@ -95,24 +96,35 @@ def vision(root: Path, methods: Sequence[str] = ()) -> str:
     return by_task(scores, methods or ["Zero-shot", *names, "Experts"], "adapted on")
 
 
+def saved(root: Path, name: str) -> pd.DataFrame:
+    """A table of all committed seeds of the drawn tasks, full budgets."""
+    return all_seeds(seed_folders(root / "data" / "results" / "tiny-full", name), name)
+
+
 def per_task(root: Path) -> str:
-    """Methods that keep something of each task: mean over tasks, and what they keep."""
-    folders = partial(seed_folders, root / "data" / "results" / "tiny-full")
-    tables = [all_seeds(folders(name), name) for name in ("per_task", "per_task_adapted")]
-    scores = pd.concat(tables, ignore_index=True)
-    scores = scores[(scores["split"] == "test") & (scores["keeps"] != "nothing")]
+    """Methods of notebook 09 that keep something of each task: mean over tasks, and what they keep."""
+    adapted, controls = saved(root, "per_task_adapted"), saved(root, "controls")
+    heads = controls[controls["control"] == "Heads only"].assign(method="Heads only, nothing merged", keeps="a head")
+    scores = pd.concat([adapted[adapted["keeps"] != "nothing"], heads], ignore_index=True)
     table = pd.DataFrame({"mean": mean_of(scores), "kept of each task": scores.groupby("method")["keeps"].first()})
     return markdown(table.loc[scores["method"].unique()])
 
 
 def any_base(root: Path) -> str:
     """Objectives and bases: what coefficients and a mask reach on each."""
-    folder = root / "data" / "results" / "tiny-full"
-    scores = all_seeds(seed_folders(folder, "any_base"), "any_base")
+    scores = saved(root, "any_base")
     table = mean_of(scores, ("objective", "base", "arm")).unstack("arm").fillna("")
+    table = table.loc[list(dict.fromkeys(zip(scores["objective"], scores["base"], strict=True)))]
     table = table[list(scores["arm"].unique())]
     table.index = [f"{objective}, {base}" for objective, base in table.index]
     return markdown(table, "objective, base")
+
+
+def few(root: Path) -> str:
+    """With and without a mask, by how many coefficients there are."""
+    scores = saved(root, "few_coefficients")
+    table = mean_of(scores, ("coefficients", "mask")).unstack("mask")[["no mask", "mask"]]
+    return markdown(table.loc[list(KINDS)], "coefficients")
 
 
 def real_images(root: Path) -> str:
@@ -131,6 +143,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "vision in short": partial(vision, methods=SHORT),
     "something per task": per_task,
     "any base": any_base,
+    "few coefficients": few,
     "real images": real_images,
     "language": language,
 }
