@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import fill
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -193,6 +195,6 @@ def _kinds(axes: Axes, rows: Table, title: str) -> None:
             values = own[source]
             style = {"fmt": "o", "color": OBJECTIVE_COLOURS[objective], "capsize": 3, "ms": 7}
             axes.errorbar(place + 0.15 * (number - (len(shown) - 1) / 2), values.mean(), spread(values), **style)
-    axes.set_xticks(range(len(sources)), [source.replace(" ", "\n", 1) for source in sources], fontsize=9)
+    axes.set_xticks(range(len(sources)), [fill(source, 14) for source in sources], fontsize=9)
     axes.set_xlim(-0.5, len(sources) - 0.5)
     axes.set_title(title[0].upper() + title[1:])
