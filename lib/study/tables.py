@@ -11,7 +11,7 @@ from lib.files.lineages import one_lineage
 from lib.runtime.disk import atomic_path
 
 # Columns whose entries are names: text, even of tasks that are called 101, 007, NA or null.
-NAMES = ("task", "other", "tasks", "subset", "method", "split", "lineage", "model", "layer")
+NAMES = ("task", "other", "subset", "method", "split", "lineage", "model", "layer")
 
 
 def save_table(table: pd.DataFrame, path: Path) -> Path:
