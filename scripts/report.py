@@ -77,12 +77,11 @@ def by_task(scores: pd.DataFrame, methods: Sequence[str], extra: str = "") -> st
 def scores_of(root: Path, profile: str) -> pd.DataFrame:
     """Every method's scores of all committed seeds of a profile."""
     tables = load_seeds(seed_folders(root / "data" / "results" / profile, *SAVED), *SAVED)
-    kept = {(seed, name): table for seed, own in tables.items() for name, table in own.items()}
-    invalid = pd.concat([table.assign(seed=seed) for (seed, _), table in kept.items()], ignore_index=True)
-    scores = gather(tables)
-    if "invalid" in invalid:
+    scores = gather(tables)  # which leaves the share of invalid answers out
+    rows = pd.concat([table for own in tables.values() for table in own.values()], ignore_index=True)
+    if "invalid" in rows:
         keys = ["method", "task", "split", "seed"]
-        named = invalid.replace({"method": {"pre-trained": "Zero-shot"}})
+        named = rows.replace({"method": {"pre-trained": "Zero-shot"}})
         own = named["method"] == named["task"]
         named = pd.concat([named[~own], named[own].assign(method="Experts")]).drop_duplicates(keys)
         scores = scores.merge(named[[*keys, "invalid"]], on=keys, how="left")

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -57,6 +58,11 @@ def opened(stored: object, part: Path) -> Image.Image:
 
 def bits_of(source: Source) -> int:
     """How many bits, 8 to 16, the 16-bit grey levels of a set need; 0 if its first image has no such levels."""
+    return _bits_of(source, source.fingerprint())
+
+
+@lru_cache(64)  # the same for every split, and a pass over the whole set
+def _bits_of(source: Source, fingerprint: str) -> int:
     highest = -1
     for split in (split for split in FILE_SPLITS if split in source.listed[1]):
         for part, _, stored in images(source, split):

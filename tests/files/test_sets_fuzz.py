@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as some
 from PIL import Image
@@ -205,5 +206,7 @@ def test_a_set_or_one_sentence(case):
         assert sorted(folder.rglob("*")) == before
 
 
-def test_how_many_ran():
+@pytest.fixture(scope="module", autouse=True)
+def tell_how_many_ran():
+    yield
     print(dict(RAN), f"{time.monotonic() - STARTED:.0f} s")
