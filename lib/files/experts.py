@@ -14,24 +14,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lib.files.clip_names import tower_sources
 from lib.files.lineages import HUGGING_FACE, ORIGINAL, locate, pattern_of
 from lib.files.weights import Weights, fit, prefix_of, read_weights, say
 from lib.vectors.layout import Layout
 
-# Parts of names in open_clip -> in transformers. Weights and biases of attention's input are stacked, see `_sources`.
-RENAMED = (
-    ("transformer.resblocks.", "encoder.layers."),
-    (".ln_1.", ".layer_norm1."),
-    (".ln_2.", ".layer_norm2."),
-    (".attn.out_proj.", ".self_attn.out_proj."),
-    (".mlp.c_fc.", ".mlp.fc1."),
-    (".mlp.c_proj.", ".mlp.fc2."),
-    ("ln_pre.", "pre_layrnorm."),  # spelt like this there
-    ("ln_post.", "post_layernorm."),
-    ("conv1.weight", "embeddings.patch_embedding.weight"),
-    ("class_embedding", "embeddings.class_embedding"),
-    ("positional_embedding", "embeddings.position_embedding.weight"),
-)
 PROJECTION = "visual_projection.weight"
 DOWNLOADED = ("model.safetensors", "pytorch_model.bin")
 FAR = 0.5  # an expert differs from its start by some percent of its length, other weights by 1.4 times it
@@ -90,7 +77,7 @@ def load_published(
 
 def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Weights:
     """An expert under the names of the pre-trained model."""
-    sources = {name: _sources(name) for name in start if name != "proj"}
+    sources = {name: tower_sources(name) for name in start if name != "proj"}
     stacked = {part for parts in sources.values() for part in parts}
     if prefix_of(weights, stacked)[1] <= prefix_of(weights, start)[1]:
         return fit(weights, start)
@@ -152,14 +139,6 @@ def _download(hub: str) -> Path:
             "experts to a folder with {task} in it that holds config.json and model.safetensors"
         ) from error
     raise ValueError(f"'{hub}' on the Hugging Face hub holds none of {', '.join(DOWNLOADED)}")
-
-
-def _sources(name: str) -> tuple[str, ...]:
-    """Which layers of a `CLIPVisionModel` a layer of open_clip is made of."""
-    for ours, theirs in RENAMED:
-        name = name.replace(ours, theirs)
-    block, stacked, kind = name.partition(".attn.in_proj_")
-    return tuple(f"{block}.self_attn.{part}_proj.{kind}" for part in "qkv") if stacked else (name,)
 
 
 def check_config(path: Path, start: Mapping[str, Tensor], activation: str = "quick_gelu") -> None:

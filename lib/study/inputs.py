@@ -50,7 +50,7 @@ def local_sets(profile: Profile, data_root: str) -> dict[str, Path]:
     return {task: place for task, place in places.items() if place.is_dir()}
 
 
-def _experts(profile: Profile) -> dict[str, Path]:
+def experts_of(profile: Profile) -> dict[str, Path]:
     """Where each task's finished expert lies, here or (a path that does not exist) on the hub."""
     pattern = profile.adapters if isinstance(profile, LanguageProfile) else profile.experts
     if not pattern:
@@ -66,7 +66,7 @@ def chosen(profile: Profile, data_root: str = "") -> dict[str, str]:
     Empty if `data_root` has none of the profile's tasks, and neither experts nor weights in a file are given.
     """
     sets = {task: fingerprint(place) for task, place in local_sets(profile, data_root).items()}
-    experts = _experts(profile).items()
+    experts = experts_of(profile).items()
     named = {task: fingerprint(place) if place.exists() else f"hub:{place}" for task, place in experts}
     weights = {field: Path(getattr(profile, field, "")).expanduser() for field in ("model", "pretrained")}
     files = {
@@ -111,7 +111,7 @@ def _revisions(profile: Profile, data_root: str) -> Iterator[tuple[str, str]]:
     """The revisions of what was downloaded from the hub, by its name there."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    names = [("models", str(place)) for place in _experts(profile).values() if not place.exists()]
+    names = [("models", str(place)) for place in experts_of(profile).values() if not place.exists()]
     if not data_root:
         names += [("datasets", hub) for hub in _hub_sets(profile)]
     for kind, name in names:

@@ -177,6 +177,17 @@ class RealProfile(VisionProfile):
 
 
 @dataclass(frozen=True, config=STRICT)
+class OwnProfile(VisionProfile):
+    """Somebody's own experts and images, merged and written out (notebook 30, `make merge`)."""
+
+    family, default = "own", "your-own"
+
+    method: str
+    library: str
+    out: str
+
+
+@dataclass(frozen=True, config=STRICT)
 class LanguageProfile(Profile):
     """T5 with LoRA adapters (https://arxiv.org/abs/2106.09685) on text-to-text tasks.
 
@@ -210,7 +221,9 @@ class LanguageProfile(Profile):
         return f"lora-{self.lora_rank}" if self.adapters else OWN
 
 
-FAMILIES: dict[str, type[Profile]] = {kind.family: kind for kind in (VisionProfile, RealProfile, LanguageProfile)}
+FAMILIES: dict[str, type[Profile]] = {
+    kind.family: kind for kind in (VisionProfile, RealProfile, OwnProfile, LanguageProfile)
+}
 
 
 def read_profiles(path: Path = FILE) -> dict[str, Profile]:
@@ -253,9 +266,9 @@ DRAWN_TASKS, REAL_TASKS, PAPER_TASKS, DRAWN_TEXT_TASKS, GLUE_TASKS = (
 
 
 def family_of(notebook: str) -> str:
-    """Which profiles a notebook runs with, by its number: 15 is on real images, 20 to 29 are on language."""
-    if notebook.startswith("15"):
-        return RealProfile.family
+    """Which profiles a notebook runs with, by its number: 15 is real images, 20 to 29 language, 30 somebody's own."""
+    if notebook.startswith(("15", "30")):
+        return (RealProfile if notebook.startswith("15") else OwnProfile).family
     return LanguageProfile.family if notebook.startswith("2") else VisionProfile.family
 
 

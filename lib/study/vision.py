@@ -143,7 +143,7 @@ class VisionWorkspace(Workspace):
     @property
     def experts(self) -> Mapping[str, dict[str, Tensor]]:
         """Every task's expert as a state dict of the image encoder, read when asked for."""
-        return OnDemand(tuple(self.tasks), lambda name: self.layout.views(self.expert(name).theta.cpu()))
+        return OnDemand(self.study.profile.task_names, lambda name: self.layout.views(self.expert(name).theta.cpu()))
 
     def place(
         self,
@@ -201,7 +201,7 @@ class VisionWorkspace(Workspace):
         found = []
         for task, theta in self.points(setting.tasks):
             given = self.model, theta, self.heads[task], setting.inputs[task], *same
-            found.append(call(*given, self._statistics(task)).cpu())
+            found.append(call(*given, self.statistics_of(task)).cpu())
         return {"experts": found}
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
@@ -246,16 +246,20 @@ class VisionWorkspace(Workspace):
                 rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
         return pd.DataFrame(rows, columns=list(COLUMNS))
 
-    def _statistics(self, task: str) -> batch_norm.Statistics:
+    def statistics_of(self, task: str) -> batch_norm.Statistics:
         """An expert's running statistics; where there is no BatchNorm, it is not read for them."""
         return self.expert(task).statistics if batch_norm.batch_norms(self.model.module) else {}
+
+    def own_buffers(self, task: str) -> dict[str, batch_norm.Statistics]:
+        """An expert's own running statistics, as an argument of `evaluate`."""
+        return {"statistics": self.statistics_of(task)}
 
     def fisher(self, *, images: int = 128, signs: int = 1) -> Tensor:
         """Diagonal Fisher information of every expert on training images of its task [T, D]: see `diagonal_fisher`."""
         found = []
         for task, theta in self.points():
             given = self.model, theta, self.heads[task], self.sample(task, images)
-            options = {"signs": signs, "seed": self.study.seed, "statistics": self._statistics(task)}
+            options = {"signs": signs, "seed": self.study.seed, "statistics": self.statistics_of(task)}
             found.append(self.study.remember(diagonal_fisher)(*given, self.backbone.preprocess, **options))
         return torch.stack(found).to(self.theta0)
 
@@ -268,7 +272,7 @@ class VisionWorkspace(Workspace):
         found, call, same = [], self.study.remember(input_grams), (self.backbone.preprocess, self.study.runtime)
         for task, theta in self.points():
             given = self.model, theta, self.sample(task, images), *same
-            found.append(call(*given, statistics=self._statistics(task)))
+            found.append(call(*given, statistics=self.statistics_of(task)))
         return {name: torch.stack([own[name].cpu() for own in found]) for name in found[0]}
 
     def merged_inputs(self, *, images: int = 128) -> dict[str, object]:
@@ -285,7 +289,7 @@ class VisionWorkspace(Workspace):
 
     def calibration(self, tasks: Sequence[str] = (), *, images: int = 256) -> dict[str, object]:
         """What `featcal` needs on as many training images per task: `groups` of layers, and `moments_at`."""
-        given = [(self.sample(task, images), self._statistics(task)) for task in tasks or self.tasks]
+        given = [(self.sample(task, images), self.statistics_of(task)) for task in tasks or self.tasks]
 
         def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
             pixels, own = given[task]

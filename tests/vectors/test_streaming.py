@@ -1,6 +1,5 @@
 """Sums that stream from files: the numbers of the in-memory methods, clear errors, memory that does not grow with T."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from lib import concrete
 from lib.adaptation.loop import adapt
@@ -18,7 +16,6 @@ from lib.fusion import task_arithmetic, weight_averaging
 from lib.vectors.layout import Layout
 from lib.vectors.streaming import stream_sum
 from lib.vectors.task_vectors import task_vectors
-from scripts.merge_files import main, merge_files
 
 SHAPES = {"scale": (), "a.weight": (7, 40), "a.bias": (7,), "b": (3, 5, 11), "empty": (0, 4)}
 
@@ -209,97 +206,6 @@ def test_other_bad_arguments(tmp_path):
         stream_sum(theta0, opened(files, layout), layout, coefficients=torch.ones(4))
     with pytest.raises(ValueError, match="coefficients hold NaN"):
         stream_sum(theta0, opened(files, layout), layout, coefficients=torch.full((5,), torch.nan))
-
-
-def command(tmp_path, files, *more):
-    base, out = tmp_path / "base.safetensors", tmp_path / "merged" / "out.safetensors"
-    save_file(state(0) | {"steps": torch.tensor(7)}, base)
-    return main(["--theta0", str(base), "--out", str(out), *more, *map(str, files)]), out
-
-
-@pytest.mark.parametrize("method", ["weight-averaging", "task-arithmetic"])
-def test_the_command_line_merges_files_into_a_file(tmp_path, method):
-    theta0, files, experts, layout = problem(tmp_path)
-    code, out = command(tmp_path, files, "--method", method)
-    assert code == 0
-    merge = {"weight-averaging": weight_averaging, "task-arithmetic": task_arithmetic}[method]
-    merged = load_file(out)
-    assert merged.pop("steps") == 7
-    assert_near(layout.flatten(merged), merge(theta0, task_vectors(theta0, experts, layout), layout))
-    with safe_open(str(out), framework="pt") as opened:
-        about = opened.metadata()
-    assert json.loads(about["experts"]) == [str(file) for file in files]
-    assert about["method"].startswith(method)
-    assert about["theta0"].endswith("base.safetensors")
-
-
-@pytest.mark.parametrize("dtype", ["same", "fp32", "bf16"])
-def test_the_command_line_rounds_as_it_is_told(tmp_path, capsys, dtype):
-    _, files, experts, _ = problem(tmp_path, dtype=torch.bfloat16)
-    base, out = tmp_path / "base.safetensors", tmp_path / "out.safetensors"
-    save_file({name: tensor.bfloat16() for name, tensor in state(0).items()}, base)
-    given = ["--method", "weight-averaging", "--theta0", str(base), "--out", str(out), "--dtype", dtype]
-    assert main([*given, *map(str, files)]) == 0
-    assert {own.dtype for own in load_file(out).values()} == {torch.float32 if dtype == "fp32" else torch.bfloat16}
-    mean = torch.stack([expert["b"].double() for expert in experts]).mean(0)
-    torch.testing.assert_close(load_file(out)["b"].double(), mean, rtol=1e-6 if dtype == "fp32" else 8e-3, atol=1e-6)
-    save_file(state(0), base)
-    assert main([*given, *map(str, files)]) == 0
-    assert (
-        "expert2.safetensors is stored as bfloat16: its rounding (a relative 0.004) is merged"
-        in capsys.readouterr().out
-    )
-
-
-def test_numbers_that_the_type_cannot_hold_are_refused(tmp_path, capsys):
-    for name, value in (("base", 6e4), ("one", 6.4e4)):
-        save_file({"a": torch.full((3,), value).half()}, tmp_path / f"{name}.safetensors")
-    given = ["--method", "task-arithmetic", "--scaling-factor", "2", "--theta0", str(tmp_path / "base.safetensors")]
-    given += ["--out", str(tmp_path / "out.safetensors"), str(tmp_path / "one.safetensors")]
-    assert main(given) == 1
-    assert "merged layer 'a' has numbers that torch.float16 cannot hold: use --dtype fp32" in capsys.readouterr().err
-    assert main([*given, "--dtype", "fp32"]) == 0
-
-
-def test_the_command_line_reads_folders_of_shards_wrappers_and_tied_layers(tmp_path):
-    base = {"shared.weight": torch.ones(4, 2), "a.weight": torch.zeros(3), "position_ids": torch.arange(3.0).half()}
-    expert = {name: tensor + 1 for name, tensor in base.items()}
-    (tmp_path / "base").mkdir()
-    for number, name in enumerate(base):
-        save_file({name: base[name]}, tmp_path / "base" / f"{number}.safetensors")
-    index = {name: f"{number}.safetensors" for number, name in enumerate(base)}
-    (tmp_path / "base" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    wrapped = {f"module.{name}": tensor for name, tensor in expert.items()}
-    torch.save(
-        {"epoch": 1, "state_dict": wrapped | {"module.lm_head.weight": expert["shared.weight"]}}, tmp_path / "e.pt"
-    )
-    out = tmp_path / "out.safetensors"
-    given = ["--method", "weight-averaging", "--theta0", str(tmp_path / "base"), "--out", str(out)]
-    assert main([*given, str(tmp_path / "e.pt")]) == 0
-    merged = load_file(out)
-    assert torch.equal(merged.pop("position_ids"), base["position_ids"])
-    assert merged.keys() == {"shared.weight", "a.weight"}
-    assert all(torch.equal(tensor, expert[name]) for name, tensor in merged.items())
-    assert main([*given[:-1], str(tmp_path / "base" / "0.safetensors"), str(tmp_path / "base")]) == 1
-
-
-def test_the_command_line_explains_what_is_wrong_and_writes_nothing(tmp_path, capsys):
-    _, files, experts, _ = problem(tmp_path)
-    code, out = command(tmp_path, [*files, tmp_path / "base.safetensors"], "--method", "weight-averaging")
-    assert code == 1 and "leave theta0 out of the experts" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="must be different files"):
-        merge_files(tmp_path / "base.safetensors", files, files[0])
-    code, _ = command(tmp_path, files, "--method", "task-arithmetic", "--scaling-factor", "nan")
-    assert code == 1 and "expected a finite number" in capsys.readouterr().err
-    save_file(broken("nan", experts[2]), files[2])
-    code, _ = command(tmp_path, files, "--method", "task-arithmetic")
-    assert code == 1 and "expert2.safetensors: layer 'b'" in capsys.readouterr().err
-    assert not out.exists()
-    with pytest.raises(SystemExit):
-        command(tmp_path, files, "--method", "weight-averaging", "--scaling-factor", "0.3")
-    save_file({"steps": torch.tensor(7)}, tmp_path / "integers.safetensors")
-    with pytest.raises(ValueError, match="no floating-point entry"):
-        merge_files(tmp_path / "integers.safetensors", files, out)
 
 
 @pytest.fixture

@@ -1,0 +1,219 @@
+"""`python -m lib merge`: from somebody's fine-tuned models to one merged model in a folder, with its card."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lib.files.sets import DataError
+from lib.files.weights import SUFFIXES
+from lib.runtime.device import choose_runtime
+from lib.study.card import losers, refuse_full
+from lib.study.merge_files import TYPES, merge_files
+from lib.study.own import NAMES, before_and_after, choose_method, merge_own
+from lib.study.profiles import get_profile
+from lib.study.study import Study
+from lib.study.workspace import Workspace
+
+TASK = "{task}"
+LIBRARIES = ("open_clip", "hugging-face", "timm", "torchvision", "t5", "peft")
+EPILOG = """examples:
+  python -m lib merge --base base/ --experts 'runs/*/model.safetensors' --out merged/
+  python -m lib merge --base timm:vit_small_patch16_224 --pretrained base.safetensors \\
+      --experts 'runs/{task}/last.pth' --data ~/data --out merged/
+  python -m lib merge --base google/flan-t5-base --experts 'adapters/{task}' --data hub --out merged/"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """What can be said on the command line."""
+    whole = argparse.ArgumentParser(prog="python -m lib", allow_abbrev=False)
+    commands = whole.add_subparsers(dest="command", required=True)
+    merge = commands.add_parser(
+        "merge", help="merge fine-tuned models into one", allow_abbrev=False, epilog=EPILOG,
+        description="Merge models that were fine-tuned from one base into a single model, and write it as their own "
+        "library reads it, with a card. With --data it is trained without labels, and scored; without, weights alone "
+        "are merged, of any architecture and size, layer by layer. The same command continues a run that was stopped.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    inputs = merge.add_argument_group("what is merged")
+    inputs.add_argument("--base", required=True, help="the pre-trained model: a file or folder; with --data also "
+                        "timm:NAME, a name of open_clip, or a T5 on the hub")  # fmt: skip
+    inputs.add_argument(
+        "--pretrained", default="", help="weights for a base that is a name: a file, or a library's tag"
+    )
+    inputs.add_argument("--experts", required=True, nargs="+", metavar="PATH",
+                        help="fine-tuned models: a pattern with * or {task}, or their paths")  # fmt: skip
+    inputs.add_argument("--tasks", default="", help="names, separated by spaces; by default those that the paths show")
+    inputs.add_argument(
+        "--data", metavar="FOLDER", help="a folder with a set per task; 'hub' downloads registered ones"
+    )
+    how = merge.add_argument_group("how")
+    how.add_argument("--method", default="auto", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    how.add_argument("--scaling-factor", type=float, help="of a method that has one")
+    how.add_argument("--labels", action="store_true", help="labelled validation examples may choose a scaling factor")
+    how.add_argument("--no-gradients", action="store_true", help="do not train: of auto, take a method in closed form")
+    how.add_argument("--steps", type=int, default=300, help="at most so many steps of the mask and of adaptation (300)")
+    how.add_argument(
+        "--head", help="of image tasks: text, class-mean, linear-probe; by default text where there is one"
+    )
+    how.add_argument("--image-size", type=int, default=0, help="side in pixels; by default the model's own")
+    how.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    output = merge.add_argument_group("what is written")
+    output.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    output.add_argument("--library", default="", choices=LIBRARIES, metavar="NAME",
+                        help=f"one of {', '.join(LIBRARIES)}, which is to read it; by default the experts'")  # fmt: skip
+    output.add_argument("--dtype", choices=TYPES, default="same", help="of merged layers, without --data (the base's)")
+    return whole
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = parser().parse_args(words)
+    given.command = shlex.join(["python", "-m", "lib", *words])
+    try:
+        given.out = given.out.expanduser()
+        refuse_full(given.out)
+        base = Path(given.base).expanduser()
+        whole = given.data is not None or not base.exists()
+        folder = _merge_study(given) if whole else _merge_files(given, base)
+    except (OSError, ValueError, DataError) as error:
+        print(f"Nothing merged: {error}", file=sys.stderr)
+        return 1
+    print(f"The merged model and its card are in {folder}")
+    return 0
+
+
+def named(experts: Sequence[str], tasks: Sequence[str] = ()) -> tuple[str, dict[str, Path]]:
+    """The experts' pattern with {task} in it, and each one's path by the name that its path shows.
+
+    Args:
+        experts: one pattern with {task} or *, or several paths that differ in one part.
+        tasks: which of them, in this order; by default all, sorted.
+
+    Raises:
+        ValueError: if there are none, or the paths do not show one name each.
+    """
+    pattern = str(Path(experts[0]).expanduser())
+    if len(experts) == 1 and TASK in pattern:
+        if tasks:
+            return pattern, {task: Path(pattern.replace(TASK, task)) for task in tasks}
+        pattern = pattern.replace(TASK, "*")
+    patterns = [pattern] if len(experts) == 1 else [str(Path(one).expanduser()) for one in experts]
+    found = sorted({path for one in patterns for path in (glob.glob(one) if "*" in one else [one])})
+    if not found:
+        raise ValueError(f"no file or folder is called {experts[0]}: check the pattern, and quote it")
+    parts = [Path(path).parts for path in found]
+    differ = [n for n, own in enumerate(zip(*parts, strict=False)) if len(set(own)) > 1] or [len(parts[0]) - 1]
+    if len({len(own) for own in parts}) > 1 or len(differ) > 1 or any(not Path(path).exists() for path in found):
+        raise ValueError(
+            f"the experts' paths must exist and differ in one part, the task's name: {', '.join(found[:5])}"
+        )
+    (place,) = differ
+    ends = next((suffix for suffix in SUFFIXES if all(own[place].endswith(suffix) for own in parts)), "")
+    names = {own[place].removesuffix(ends): Path(path) for own, path in zip(parts, found, strict=True)}
+    if odd := [task for task in tasks if task not in names]:
+        raise ValueError(f"no expert is called '{odd[0]}'; there are {', '.join(names)}")
+    general = str(Path(*parts[0][:place], TASK + ends, *parts[0][place + 1 :]))
+    return general, {task: names[task] for task in tasks or names}
+
+
+def _merge_files(given: argparse.Namespace, base: Path) -> Path:
+    choice = choose_method(given.method, data=False)
+    _, experts = named(given.experts, given.tasks.split())
+    print(f"{len(experts)} experts: {', '.join(experts)}\nmethod {choice.method}: {choice.why}")
+    factor = {} if given.scaling_factor is None else {"scaling_factor": given.scaling_factor}
+    told = {"why": choice.why, "command": f"`{given.command}`"}
+    method = choice.method.replace("-", "_")
+    return merge_files(base, experts, given.out, method=method, dtype=given.dtype, about=told, **factor)
+
+
+def _merge_study(given: argparse.Namespace) -> Path:
+    from lib.study.export import export  # here, not above: timm, open_clip and transformers take long
+
+    workspace, data = _open(given), given.data is not None
+    choice = choose_method(given.method, data=data, gradients=not given.no_gradients, labels=given.labels)
+    print(f"{len(workspace.study.profile.task_names)} experts, method {choice.method}: {choice.why}")
+    merged = merge_own(workspace, choice, scaling_factor=given.scaling_factor)
+    scores, notes = (
+        (before_and_after(workspace, merged.theta), []) if data else (None, ["Not scored: no data was given."])
+    )
+    if data:
+        notes = list(warnings_of(scores))
+        print(100 * scores.groupby("method", sort=False)["accuracy"].mean().round(4).rename("held-out accuracy (%)"))
+        print(*notes, sep="\n")
+    about = merged.told | {"command": f"`{given.command}`"}
+    return export(
+        workspace, merged.theta, given.out, library=given.library, about=about, scores=scores, notes=notes, heads=data
+    )
+
+
+def warnings_of(scores: pd.DataFrame) -> Iterator[str]:
+    """Sentences on what a user should know of held-out scores: tasks that lose, experts that are no better."""
+    for task in losers(scores, "Merged", "Pre-trained"):
+        yield f"'{task}' is worse than before any fine-tuning: leave it out, or keep its own expert."
+    for task in losers(scores, "Experts", "Pre-trained"):
+        yield f"The expert of '{task}' is worse than the pre-trained model: is it the right file?"
+    if lost := losers(scores, "Merged", "Experts"):
+        yield f"Below their own expert, beyond the sampling of images: {', '.join(lost)}."
+
+
+def _open(given: argparse.Namespace) -> Workspace:
+    """The study of what was given."""
+    from lib.study.language import LanguageWorkspace  # here, not above, as in `_merge_study`
+    from lib.study.vision import VisionWorkspace
+
+    kind, model, pretrained = recognise(given.base, given.pretrained)
+    tasks = given.tasks.split()
+    pattern = given.experts[0]
+    if len(given.experts) > 1 or "*" in pattern or not tasks:
+        pattern, found = named(given.experts, tasks)
+        tasks = tasks or list(found)
+    root = "" if given.data in (None, "hub") else str(Path(given.data).expanduser())
+    changed: dict[str, object] = {"model": model, "tasks": " ".join(tasks), "mask_steps": given.steps}
+    changed |= {"adaptation_steps": given.steps, "evaluate_every": max(1, given.steps // 10)}
+    if kind == "language":
+        profile, space = get_profile("flan-t5-base", **changed, adapters=pattern), LanguageWorkspace
+    else:
+        head = given.head or ("linear-probe" if model.startswith("timm:") else "text")
+        changed |= {"pretrained": pretrained, "experts": pattern, "image_size": given.image_size, "head": head}
+        profile, space = get_profile("your-own", **changed), VisionWorkspace
+    return space(Study(profile, given.seed, root, choose_runtime(given.device, "auto"), device=given.device))
+
+
+def recognise(base: str, pretrained: str = "") -> tuple[str, str, str]:
+    """What a base is: "vision" or "language", and the profile's `model` and `pretrained`.
+
+    Raises:
+        ValueError: if a file or folder does not show its architecture.
+    """
+    folder = Path(base).expanduser()
+    config = _json(folder / "config.json")
+    if "t5" in str(config.get("model_type")) or ("t5" in base.lower() and not folder.exists()):
+        return "language", str(folder) if folder.exists() else base, ""
+    if config.get("architecture"):
+        options = ", ".join(
+            f"{name}={value!r}" for name, value in config.get("model_args", {}).items() if name != "num_classes"
+        )
+        return "vision", f"timm:{config['architecture']}" + f"({options})" * bool(options), str(folder)
+    if folder.is_file() or (folder.is_dir() and not (folder / "open_clip_config.json").is_file()):
+        raise ValueError(
+            f"{base} does not show its architecture, which merging with data needs: name it, as in --base "
+            f"timm:resnet50 --pretrained {base}"
+        )
+    return "vision", str(folder) if folder.exists() else base, pretrained
+
+
+def _json(path: Path) -> Mapping[str, object]:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
