@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lib.files.lineages import HUGGING_FACE, ORIGINAL, locate, pattern_of
+from lib.files.lineages import GIVEN, locate, pattern_of
 from lib.files.weights import Weights, fit, prefix_of, read_weights, say
 from lib.vectors.layout import Layout
 
@@ -72,8 +72,7 @@ def load_published(
     weights = read_weights(found if isinstance(found, Path) else _download(found))
     start = layout.views(theta0.cpu())
     try:
-        published = experts == HUGGING_FACE or (weights.place.name == ORIGINAL and "class_embedding" in start)
-        if published and activation == "gelu":
+        if lineage != GIVEN and "class_embedding" in start and activation == "gelu":
             raise ValueError(
                 f"experts of '{lineage}' compute with QuickGELU: set pretrained='openai', or a -quickgelu model"
             )

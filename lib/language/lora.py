@@ -96,7 +96,7 @@ def weight_change(adapter: Mapping[str, Tensor], *, rank: int, alpha: int) -> di
 
 
 def save_adapter(model: PeftModel, adapter: Mapping[str, Tensor], folder: Path) -> Path:
-    """Write an adapter as peft writes it, `adapter_config.json` and `adapter_model.safetensors`, and what it belongs to.
+    """Write an adapter as peft writes it, `adapter_config.json` and `adapter_model.safetensors`, and note its base.
 
     Args:
         model: the model that it belongs to.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from lib.files.lineages import OWN, check_pattern, lineage_of, pattern_of
+from lib.files.lineages import GIVEN, OWN, PUBLISHED, check_pattern, lineage_of, pattern_of
 from lib.runtime.disk import ROOT
 from lib.runtime.names import shortened
 from lib.runtime.parameters import STRICT, checked, closest, refuse_unknown
@@ -165,7 +165,7 @@ class VisionProfile(Profile):
 
     @property
     def lineage(self) -> str:
-        """Whose fine-tuning the experts come from: "own", "hugging-face" or "task-vectors"."""
+        """Whose fine-tuning the experts come from: "own", "hugging-face", "task-vectors" or "given"."""
         return lineage_of(self.experts, self.task_names)
 
 
@@ -206,8 +206,9 @@ class LanguageProfile(Profile):
 
     @property
     def lineage(self) -> str:
-        """Whose fine-tuning the experts come from: "own", or as published figures call adapters, e.g. "lora-16"."""
-        return f"lora-{self.lora_rank}" if self.adapters else OWN
+        """Whose fine-tuning the experts come from: "own", "given", or as published figures call them, "lora-16"."""
+        published = f"lora-{self.lora_rank}" if PUBLISHED.search(self.adapters) else GIVEN
+        return published if self.adapters else OWN
 
 
 FAMILIES: dict[str, type[Profile]] = {kind.family: kind for kind in (VisionProfile, RealProfile, LanguageProfile)}

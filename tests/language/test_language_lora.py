@@ -208,9 +208,9 @@ def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
     ours, other, folder = mini_t5(seed=0), mini_t5(seed=1), tmp_path / "adapter"
     save_adapter(fresh(), trained(), folder)
     assert merged_weights(folder, ours) and load_adapter(str(folder), fresh())
-    with pytest.raises(ValueError, match="its base_model_name_or_path is .*, the model here is .*, with other weights"):
+    with pytest.raises(ValueError, match=r"its base_model_name_or_path is .*, the model here .*, with other weights"):
         merged_weights(folder, other)
-    with pytest.raises(ValueError, match="adapter .* the model here is .*, with other weights"):
+    with pytest.raises(ValueError, match=r"adapter .* the model here is .*, with other weights"):
         load_adapter(str(folder), attach(other, targets=["q", "v"], **LORA))
     (folder / "base_model.digest").unlink()
     assert merged_weights(folder, other), "nothing is known of the base"
@@ -228,7 +228,7 @@ def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
                 with pytest.raises(ValueError, match="with other weights"):
                     merged_weights(folder, model)
     (tmp_path / "base1" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match="base1/model.safetensors is not a complete safetensors file"):
+    with pytest.raises(ValueError, match=r"base1/model.safetensors is not a complete safetensors file"):
         merged_weights(folder, other)
 
 
