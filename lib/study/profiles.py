@@ -146,7 +146,7 @@ class VisionProfile(Profile):
 
     pretrained: str
     image_size: CountOrZero
-    head: Literal["text", "class-mean", "linear-probe"]
+    head: Literal["text", "class-mean", "linear-probe", "expert"]
     head_scale: Rate
     experts: str
     train_images: Count
@@ -161,6 +161,8 @@ class VisionProfile(Profile):
     def _experts_can_be_found(self) -> VisionProfile:
         if self.experts:
             pattern_of(self.experts, self.model, self.task_names)
+        if self.head == "expert" and not (self.experts and self.model.startswith("timm:")):
+            raise ValueError("parameter 'head' is 'expert': only finished experts of timm come with one; set them, too")
         return self
 
     @property

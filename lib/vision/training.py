@@ -14,7 +14,7 @@ from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices
 from lib.vision.batches import gather, shifted
 from lib.vision.models import Preprocess
-from lib.vision.scoring import image_features, score, unit_features
+from lib.vision.scoring import features_of, logits_of, raw_features, score
 
 
 def image_loss(
@@ -44,7 +44,7 @@ def image_loss(
     def loss_at(encoder: nn.Module, step: int) -> Tensor:
         rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
         pixels = preprocess(shifted(gather([images], [rows], runtime.device), 2, task, seed, step))
-        logits = unit_features(encoder, pixels, runtime) @ head.T
+        logits = logits_of(features_of(encoder, pixels, runtime), head)
         return torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
 
     return loss_at
@@ -64,6 +64,6 @@ def image_accuracy(
     images, labels = held_out
 
     def accuracy(encoder: nn.Module) -> float:
-        return score(image_features(encoder, images, preprocess, runtime), head, labels)["accuracy"]
+        return score(raw_features(encoder, images, preprocess, runtime), head, labels)["accuracy"]
 
     return accuracy
