@@ -29,7 +29,7 @@ LAYER = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.\d+\.(\w+)\.(\w+)\.(?
 
 
 def projection(name: str) -> str:
-    """What a linear layer of T5 is for, read off its name: "encoder q", "cross v", "decoder q A"; "other" of no block's.
+    """What a layer of T5 is for, read off its name: "encoder q", "cross v", "decoder q A", or "other" of no block's.
 
     "cross" is the decoder's look at the encoder; the last letter is the factor, where the layer is one of an adapter.
     """

@@ -39,6 +39,12 @@ FAR = 0.5  # an expert differs from its start by some percent of its length, oth
 SAME = 0.999  # cosine of task vectors from which on they may be one expert's
 
 
+def opened(experts: str, task: str, lineage: str, model: str = "") -> Weights:
+    """The weights of the finished expert of a task, as they are stored; arguments as of `load_published`."""
+    found = locate("experts", pattern_of(experts, model, [task]), lineage, task)
+    return read_weights(found if isinstance(found, Path) else _download(found))
+
+
 def load_published(
     experts: str,
     task: str,
@@ -69,7 +75,7 @@ def load_published(
         ValueError: if there is no such file, it cannot be read, or it is no expert of this model (layers missing or
             unknown, another shape, NaN or Inf, another activation, another start, or nothing learned); names the file.
     """
-    weights = _opened(experts, task, lineage, model)
+    weights = opened(experts, task, lineage, model)
     start = layout.views(theta0.cpu())
     try:
         if lineage != GIVEN and "class_embedding" in start and activation == "gelu":
@@ -87,17 +93,13 @@ def load_published(
     return state | {name: own for name, own in (statistics or {}).items() if name not in state}, weights.place
 
 
-def load_classifier(
-    experts: str, task: str, layers: Collection[str], shape: tuple[int, int], *, lineage: str
-) -> Tensor:
-    """Load the classifier that the finished expert of a task came with: a linear layer on the model's features.
+def classifier_of(weights: Weights, layers: Collection[str], shape: tuple[int, int]) -> Tensor:
+    """The classifier that an expert came with, a linear layer on the model's features.
 
     Args:
-        experts: as of `load_published`, like task and lineage.
-        task: its name.
+        weights: the expert's, as `opened` reads them.
         layers: names of the pre-trained model's.
         shape: number of classes, which it is taken to have in the task's order, and of features.
-        lineage: of all experts.
 
     Returns:
         [classes, features + 1], float32: the last column are the biases.
@@ -105,7 +107,6 @@ def load_classifier(
     Raises:
         ValueError: if there is none, it is no single linear layer, or of another shape.
     """
-    weights = _opened(experts, task, lineage)
     own = weights.below(prefix_of(weights, layers)[0])
     names = sorted((name for name in own if HEAD.search(name) and name not in layers), reverse=True)
     kinds = [name.rpartition(".")[2] for name in names]
@@ -114,17 +115,12 @@ def load_classifier(
     parts = [own[name] for name in names]
     sizes = [list(part.shape) for part in parts]
     if [size + [1] * (4 - len(size)) for size in sizes] != [[*shape, 1, 1], [shape[0], 1, 1, 1]][: len(sizes)]:  # 1 x 1
-        wanted = f"'{task}' has {shape[0]} classes, of {shape[1]} features"
-        raise ValueError(f"{weights.place}: its classifier is {' and '.join(map(str, sizes))}, {wanted}")
+        found = f"its classifier is {' and '.join(map(str, sizes))}"
+        raise ValueError(f"{weights.place}: {found}, but the task has {shape[0]} classes, of {shape[1]} features")
     head = torch.cat([part.float().reshape(shape[0], -1) for part in [*parts, torch.zeros(shape[0])][:2]], dim=1)
     if not head.isfinite().all() or any(part.dtype not in FLOATING for part in parts):
         raise ValueError(f"{weights.place}: its classifier has NaN or Inf, or is stored as integers")
     return head
-
-
-def _opened(experts: str, task: str, lineage: str, model: str = "") -> Weights:
-    found = locate("experts", pattern_of(experts, model, [task]), lineage, task)
-    return read_weights(found if isinstance(found, Path) else _download(found))
 
 
 def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Weights:

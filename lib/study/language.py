@@ -67,14 +67,8 @@ class LanguageWorkspace(Workspace):
     @cached_property
     def adapted(self) -> PeftModel:
         """The model with a fresh adapter, which is what experts are trained from."""
-        profile = self.study.profile
-        return attach(
-            self.t5.model,
-            targets=profile.lora_targets.split(),
-            dropout=profile.lora_dropout,
-            seed=self.study.seed,
-            **self.lora,
-        )
+        targets, dropout = self.study.profile.lora_targets.split(), self.study.profile.lora_dropout
+        return attach(self.t5.model, targets=targets, dropout=dropout, seed=self.study.seed, **self.lora)
 
     @property
     def lora(self) -> dict[str, int]:
@@ -135,8 +129,8 @@ class LanguageWorkspace(Workspace):
     def examples(self, split: str, task: str) -> Examples:
         """Prompts and targets of a split of a task."""
         if (split, task) not in self._examples:
-            sizes, root = self.study.profile.sizes, self.study.data_root
-            self._examples[split, task] = load_examples(self.tasks[task], split, sizes=sizes, data_root=root)
+            where = {"sizes": self.study.profile.sizes, "data_root": self.study.data_root}
+            self._examples[split, task] = load_examples(self.tasks[task], split, **where)
         return self._examples[split, task]
 
     def tokens(self, split: str, task: str) -> Tokens:

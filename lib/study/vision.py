@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.files.experts import activation_of, load_classifier, load_published
+from lib.files.experts import activation_of, classifier_of, load_published, opened
 from lib.files.weights import OnDemand
 from lib.fusion.activations import layer_groups, read_moments
 from lib.runtime.keys import Known, digest
@@ -112,7 +112,7 @@ class VisionWorkspace(Workspace):
         if profile.head == "expert":
             image = self.inputs("test", task.name)[:1], self.backbone.preprocess, self.study.runtime
             shape = len(task.class_names), raw_features(self.backbone.encoder, *image).shape[1]
-            return load_classifier(profile.experts, task.name, self.layout.names, shape, lineage=profile.lineage)
+            return classifier_of(opened(profile.experts, task.name, profile.lineage), self.layout.names, shape)
         train, classes = self.split("train")[task.name], len(task.class_names)
         given = profile.head, self.backbone, train.images, train.labels, classes, profile.head_scale
         return self.study.remember(feature_head)(*given, self.study.runtime)
