@@ -98,10 +98,7 @@ def weight_change(adapter: Mapping[str, Tensor], *, rank: int, alpha: int) -> di
 def save_adapter(model: PeftModel, adapter: Mapping[str, Tensor], folder: Path) -> Path:
     """Write an adapter as peft writes it, `adapter_config.json` and `adapter_model.safetensors`, and note its base.
 
-    Args:
-        model: the model that it belongs to.
-        adapter: the model's own parameter names -> tensors.
-        folder: where to; made when needed.
+    `adapter` has the parameter names of the model that it belongs to.
     """
     model.save_pretrained(folder, state_dict=dict(adapter))
     (folder / BASE).write_text(digest(*_base(model).values()))
@@ -226,12 +223,7 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
 
 
 def check_same_start(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
-    """The parameters of an adapter can only be compared with the fresh one it was trained from.
-
-    Args:
-        adapter: name -> factor.
-        start: the fresh adapter, under the same names.
-        source: where the adapter is from.
+    """The parameters of an adapter can only be compared with the fresh one it was trained from (name -> factor).
 
     Raises:
         ValueError: if it began from another random A: then A - A_0 says nothing of what was learned.

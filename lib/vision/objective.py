@@ -88,15 +88,9 @@ def features_at(
     runtime: Runtime,
     statistics: Statistics | None = None,
 ) -> Tensor:
-    """Features of the model at a point of R^D, as the encoder gives them: float32 [N, width] on the CPU.
+    """Features of uint8 images [N, 3, H, W] at a point of R^D, as the encoder gives them: [N, width] on the CPU.
 
-    Args:
-        model: the image encoder; it is moved.
-        theta: an expert's parameters, or merged ones [D].
-        pixels: uint8 [N, 3, H, W].
-        preprocess: pixels to input.
-        runtime: device and precision.
-        statistics: BatchNorm's running statistics to use; None for the model's present ones.
+    The model is moved there; without `statistics` its BatchNorm has the running ones that it has now.
     """
     encoder = model.move_to(theta)
     if statistics:

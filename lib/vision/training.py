@@ -27,16 +27,9 @@ def image_loss(
     batch: int,
     seed: int,
 ) -> Callable[[nn.Module, int], Tensor]:
-    """Cross-entropy of an image encoder under a frozen head, on the batch of a step.
+    """Cross-entropy of an image encoder under a frozen head, on the `batch` images of a step.
 
-    Args:
-        head: frozen classification head [C, width].
-        train: uint8 images [N, 3, H, W] and int64 labels [N].
-        preprocess: pixels to input.
-        runtime: device and precision.
-        task: names the order of the batches and the shifts.
-        batch: images per step.
-        seed: likewise.
+    Images are uint8 [N, 3, H, W], labels int64 [N]; task and seed name the order of the batches and the shifts.
     """
     images, labels = train
     head = head.to(runtime.device)
@@ -53,14 +46,7 @@ def image_loss(
 def image_accuracy(
     head: Tensor, held_out: tuple[Tensor, Tensor], preprocess: Preprocess, runtime: Runtime
 ) -> Callable[[nn.Module], float]:
-    """What scores an image encoder on the way, for its learning curve.
-
-    Args:
-        head: frozen classification head [C, width].
-        held_out: uint8 images [N, 3, H, W] and int64 labels [N].
-        preprocess: pixels to input.
-        runtime: device and precision.
-    """
+    """What scores an image encoder on the way, on uint8 [N, 3, H, W] and int64 labels [N], for its learning curve."""
     images, labels = held_out
 
     def accuracy(encoder: nn.Module) -> float:
