@@ -4,8 +4,8 @@ What a machine without a way to the internet cannot do is download; everything b
 the same files with random numbers in them:
 
 - `model/<name>`: a CLIP of the architecture in open_clip's format; its tokenizer comes with open_clip;
-- `hugging-face/<name>/<task>` and `task-vectors/<name>/<Set>/finetuned.pt`: the same experts, which are that model with
-  a little noise added, in the file format of either lineage (see `lib.files.lineages`);
+- `tanganke/clip-vit-<name>_<task>` and `task-vectors/<name>/<Set>/finetuned.pt`: the same experts, which are that model
+  with a little noise added, in the file format of either lineage (see `lib.files.lineages`);
 - `data/<set>/data/*.parquet`: the image sets, with the official number of classes and a few pictures of each.
 
 Scores on them mean nothing. Time, memory, file formats and every line of code in between are the real ones.
@@ -85,7 +85,7 @@ def write_stand_in(
     folder = folder.expanduser().resolve()
     clip = write_model(folder / "model" / model, model)
     patterns = {
-        HUGGING_FACE: f"{folder}/{HUGGING_FACE}/{model}/{{task}}",
+        HUGGING_FACE: f"{folder}/tanganke/clip-vit-{model}_{{task}}",
         TASK_VECTORS: f"{folder}/{TASK_VECTORS}/{model}/{{task}}/{ORIGINAL}",
     }
     start = copy.deepcopy(clip.visual.state_dict())

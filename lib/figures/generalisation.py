@@ -98,9 +98,16 @@ def similar_tasks(table: Table) -> Figure:
 def against_the_paper(table: Table) -> Figure:
     """Share of the experts' accuracy that each method keeps, here and in print, on one lineage of checkpoints.
 
+    Of experts on which nothing is published, for which the table is empty, it says that.
+
     Raises:
         ValueError: if the table mixes lineages or models.
     """
+    if table.empty:
+        figure, axes = new_figure(9, 1.5)
+        axes.set_axis_off()
+        axes.set_title("Nothing is published on these experts")
+        return figure
     sources = table[["lineage", "model"]].drop_duplicates()
     if len(sources) > 1:
         mixed = "; ".join(" ".join(row) for row in sources.to_numpy())

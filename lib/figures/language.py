@@ -29,16 +29,13 @@ LAYER = re.compile(r"(encoder|decoder)\.block\.\d+\.layer\.\d+\.(\w+)\.(\w+)\.(?
 
 
 def projection(name: str) -> str:
-    """What a linear layer of T5 is for, read off its name: "encoder q", "cross v", "decoder q A".
+    """What a layer of T5 is for, read off its name: "encoder q", "cross v", "decoder q A", or "other" of no block's.
 
     "cross" is the decoder's look at the encoder; the last letter is the factor, where the layer is one of an adapter.
-
-    Raises:
-        ValueError: if the name is not that of a layer in one of T5's blocks.
     """
     found = LAYER.search(name)
-    if not found:
-        raise ValueError(f"'{name}' is no layer of a T5 block, such as encoder.block.0.layer.0.SelfAttention.q.weight")
+    if not found:  # norms and embeddings, which whole fine-tuned models change
+        return "other"
     side, part, letter, factor = found.groups()
     return " ".join(filter(None, ("cross" if part == "EncDecAttention" else side, letter, factor)))
 
@@ -50,6 +47,8 @@ def adapter_spaces(table: Table) -> Figure:
     scores = table[table["quantity"] == "accuracy"]
     by_seed = 100 * scores.groupby(["space", "scaling_factor", "seed"])["value"].mean()
     for (space, label), colour, line in zip(SPACES.items(), (INK, PALETTE[BROWN]), ("o-", "s--"), strict=True):
+        if space not in by_seed.index.get_level_values("space"):  # experts from files may have weights alone
+            continue
         means = by_seed[space].unstack("seed")
         style = {"color": colour, "marker": line[0], "ls": line[1:], "lw": 2, "label": label}
         band(right, means.mean(axis=1), means.std(axis=1, ddof=1), **style)

@@ -9,20 +9,27 @@ was used, frozen, while it was fine-tuned. So here `proj` is the pre-trained one
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from lib.files.clip_names import tower_sources
-from lib.files.lineages import HUGGING_FACE, ORIGINAL, locate, pattern_of
-from lib.files.weights import Weights, fit, prefix_of, read_weights, say
+from lib.files.lineages import GIVEN, locate, pattern_of
+from lib.files.weights import FLOATING, HEAD, Weights, fit, prefix_of, read_weights, say
 from lib.vectors.layout import Layout
 
 PROJECTION = "visual_projection.weight"
 DOWNLOADED = ("model.safetensors", "pytorch_model.bin")
 FAR = 0.5  # an expert differs from its start by some percent of its length, other weights by 1.4 times it
 SAME = 0.999  # cosine of task vectors from which on they may be one expert's
+
+
+def opened(experts: str, task: str, lineage: str, model: str = "") -> Weights:
+    """The weights of the finished expert of a task, as they are stored; arguments as of `load_published`."""
+    found = locate("experts", pattern_of(experts, model, [task]), lineage, task)
+    return read_weights(found if isinstance(found, Path) else _download(found))
 
 
 def load_published(
@@ -55,12 +62,10 @@ def load_published(
         ValueError: if there is no such file, it cannot be read, or it is no expert of this model (layers missing or
             unknown, another shape, NaN or Inf, another activation, another start, or nothing learned); names the file.
     """
-    found = locate("experts", pattern_of(experts, model, [task]), lineage, task)
-    weights = read_weights(found if isinstance(found, Path) else _download(found))
+    weights = opened(experts, task, lineage, model)
     start = layout.views(theta0.cpu())
     try:
-        published = experts == HUGGING_FACE or (weights.place.name == ORIGINAL and "class_embedding" in start)
-        if published and activation == "gelu":
+        if lineage != GIVEN and "class_embedding" in start and activation == "gelu":
             raise ValueError(
                 f"experts of '{lineage}' compute with QuickGELU: set pretrained='openai', or a -quickgelu model"
             )
@@ -73,6 +78,36 @@ def load_published(
         raise ValueError(message) from None
     _say_rounding(weights, start, task, change)
     return state | {name: own for name, own in (statistics or {}).items() if name not in state}, weights.place
+
+
+def classifier_of(weights: Weights, layers: Collection[str], shape: tuple[int, int]) -> Tensor:
+    """The classifier that an expert came with, a linear layer on the model's features.
+
+    Args:
+        weights: the expert's, as `opened` reads them.
+        layers: names of the pre-trained model's.
+        shape: number of classes, which it is taken to have in the task's order, and of features.
+
+    Returns:
+        [classes, features + 1], float32: the last column are the biases.
+
+    Raises:
+        ValueError: if there is none, it is no single linear layer, or of another shape.
+    """
+    own = weights.below(prefix_of(weights, layers)[0])
+    names = sorted((name for name in own if HEAD.search(name) and name not in layers), reverse=True)
+    kinds = [name.rpartition(".")[2] for name in names]
+    if kinds not in (["weight", "bias"], ["weight"]) or len({name.rpartition(".")[0] for name in names}) > 1:
+        raise ValueError(f"{weights.place} has no classifier of one linear layer (found: {', '.join(names) or 'none'})")
+    parts = [own[name] for name in names]
+    sizes = [list(part.shape) for part in parts]
+    if [size + [1] * (4 - len(size)) for size in sizes] != [[*shape, 1, 1], [shape[0], 1, 1, 1]][: len(sizes)]:  # 1 x 1
+        found = f"its classifier is {' and '.join(map(str, sizes))}"
+        raise ValueError(f"{weights.place}: {found}, but the task has {shape[0]} classes, of {shape[1]} features")
+    head = torch.cat([part.float().reshape(shape[0], -1) for part in [*parts, torch.zeros(shape[0])][:2]], dim=1)
+    if not head.isfinite().all() or any(part.dtype not in FLOATING for part in parts):
+        raise ValueError(f"{weights.place}: its classifier has NaN or Inf, or is stored as integers")
+    return head
 
 
 def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Weights:

@@ -7,7 +7,11 @@ method on the one and a method on the other can be one between the experts, so a
 - "task-vectors": the original checkpoints (https://github.com/mlfoundations/task_vectors), pickled modules of
   open_clip, `<model>/<Set>/finetuned.pt`.
 - "hugging-face": trained again for FusionBench (https://github.com/tanganke/fusion_bench, config/model/clip-vit), one
-  repository with a `CLIPVisionModel` per model and task on the Hugging Face hub.
+  repository with a `CLIPVisionModel` per model and task on the Hugging Face hub; adapters of Flan-T5 by the same are
+  "lora-16", after their rank.
+- "given": anybody's. Nothing is published on them.
+
+Names decide, as files do not say it: `finetuned.pt`, and `tanganke/clip-vit-` or `tanganke/flan-t5-` in the pattern.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-OWN, TASK_VECTORS, HUGGING_FACE = "own", "task-vectors", "hugging-face"
+OWN, TASK_VECTORS, HUGGING_FACE, GIVEN = "own", "task-vectors", "hugging-face", "given"
 COLUMN = "lineage"
 # The hub's repositories; fine-tuned from openai/clip-vit-base-patch32, -base-patch16 and -large-patch14, which have the
 # weights that open_clip calls "openai".
@@ -46,6 +50,7 @@ NAMES = {
 }
 PICKLED = (".pt", ".pth", ".pkl")
 ORIGINAL = "finetuned.pt"  # how the original checkpoints are called
+PUBLISHED = re.compile(r"(^|/|--)tanganke(/|--)(clip-vit|flan-t5)-")  # on the hub, in its cache or in a mirror of it
 
 
 def pattern_of(experts: str, model: str, tasks: Collection[str]) -> str:
@@ -84,12 +89,10 @@ def lineage_of(experts: str, tasks: Iterable[str]) -> str:
         experts: as in the profile.
         tasks: names of the tasks.
     """
-    if not experts:
-        return OWN
-    if experts.endswith(PICKLED):
-        return TASK_VECTORS
-    folders = (path_of(experts, TASK_VECTORS, task) for task in tasks)
-    return TASK_VECTORS if any((folder / ORIGINAL).is_file() for folder in folders) else HUGGING_FACE
+    if not experts or experts == HUGGING_FACE or PUBLISHED.search(experts):
+        return HUGGING_FACE if experts else OWN
+    places = (path_of(experts, TASK_VECTORS, task) for task in tasks)
+    return TASK_VECTORS if any(place.name == ORIGINAL or (place / ORIGINAL).is_file() for place in places) else GIVEN
 
 
 def name_of(task: str, lineage: str) -> str:

@@ -214,7 +214,7 @@ def fit(weights: Weights, start: Mapping[str, Tensor], sources: Mapping[str, tup
     outside = sorted({name.split(".")[0] for name in weights if not name.startswith(prefix)} - {prefix.split(".")[0]})
     if prefix or heads:
         words = [f"'{prefix}' left off the names"] * bool(prefix)
-        words += [f"not used: {', '.join([*outside, *heads][:SHOWN])}"] * bool(outside or heads)
+        words += [f"not merged: {', '.join([*outside, *heads][:SHOWN])}"] * bool(outside or heads)
         say(f"{weights.place.name}: {'; '.join(words)}")
 
     def read(name: str) -> Tensor:

@@ -21,11 +21,13 @@ from peft.utils import get_peft_model_state_dict, load_peft_weights
 from torch import Tensor, nn
 
 from lib.files.weights import fit, read_weights
+from lib.runtime.keys import digest
 from lib.runtime.rng import seed_of
 
 NO_MATTER = {"lora_dropout", "inference_mode", "base_model_name_or_path", "revision", "peft_version", "auto_mapping"}
 SAME_START = 0.1  # least cosine of two A that may have been trained from one: independent ones have about 0.01
 PREFIX, NAME = "base_model.model.", "default"  # what peft puts around the names of layers, and the adapter's name
+BASE = "base_model.digest"  # beside an adapter that was written here: a hash of the weights that it was trained on
 
 
 def sharing_copy(model: nn.Module, own: Collection[str] = ()) -> nn.Module:
@@ -94,15 +96,19 @@ def weight_change(adapter: Mapping[str, Tensor], *, rank: int, alpha: int) -> di
 
 
 def save_adapter(model: PeftModel, adapter: Mapping[str, Tensor], folder: Path) -> Path:
-    """Write an adapter as peft writes it: `adapter_config.json` and `adapter_model.safetensors`.
+    """Write an adapter as peft writes it, `adapter_config.json` and `adapter_model.safetensors`, and note its base.
 
-    Args:
-        model: the model that it belongs to.
-        adapter: the model's own parameter names -> tensors.
-        folder: where to; made when needed.
+    `adapter` has the parameter names of the model that it belongs to.
     """
     model.save_pretrained(folder, state_dict=dict(adapter))
+    (folder / BASE).write_text(digest(*_base(model).values()))
     return folder
+
+
+def _base(model: nn.Module) -> dict[str, Tensor]:
+    """The frozen weights of a model with or without adapter, by their names in the one without."""
+    own = ((name, tensor) for name, tensor in model.named_parameters() if ".lora_" not in name)
+    return {name.removeprefix(PREFIX).replace(".base_layer.", "."): tensor for name, tensor in own}
 
 
 def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
@@ -153,19 +159,29 @@ def read_adapter(source: str, model: nn.Module) -> tuple[PeftConfig, dict[str, T
     """Configuration and tensors of an adapter, which must be one of the model.
 
     Raises:
-        ValueError: if it was made for a model of another name, or its file is damaged.
+        ValueError: if it was made for a model of other weights or another name, or its file is damaged.
     """
     if Path(source).is_dir():
         files = [path for path in sorted(Path(source).iterdir()) if path.stem == "adapter_model"]
         read_weights(files[0] if files else Path(source) / "adapter_model.safetensors")  # damaged ones are named here
     config = PeftConfig.from_pretrained(source)
-    names = [str(name or "") for name in (config.base_model_name_or_path, getattr(model, "name_or_path", ""))]
-    theirs, ours = (
-        Path(name).name.lower() if name.count("/") < 2 and not Path(name).exists() else "" for name in names
-    )
-    if theirs and ours and theirs != ours:
-        raise ValueError(f"its base_model_name_or_path is '{names[0]}', the model here is '{names[1]}'")
+    theirs, ours = str(config.base_model_name_or_path or ""), str(getattr(model, "name_or_path", "") or "")
+    if not _same_base(Path(source) / BASE, theirs, ours, model):
+        raise ValueError(f"its base_model_name_or_path is '{theirs}', the model here is '{ours}', with other weights")
     return config, load_peft_weights(source, device="cpu")
+
+
+def _same_base(noted: Path, theirs: str, ours: str, model: nn.Module) -> bool:
+    """Whether an adapter's base is the model here: by the weights where they are known, else by the name."""
+    if noted.is_file():
+        return noted.read_text("utf-8").strip() == digest(*_base(model).values())
+    place = Path(theirs).expanduser()
+    if theirs and (place / "config.json").is_file() and not (Path(ours).exists() and place.samefile(ours)):
+        base = _base(model)
+        weights = fit(read_weights(place), base)
+        return all(torch.equal(weights[name].to(own), own) for name, own in base.items())
+    names = [Path(name).name.lower() for name in (theirs, ours) if name.count("/") < 2 and not Path(name).exists()]
+    return len(set(filter(None, names))) < 2
 
 
 def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
@@ -207,12 +223,7 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
 
 
 def check_same_start(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor], source: str) -> None:
-    """The parameters of an adapter can only be compared with the fresh one it was trained from.
-
-    Args:
-        adapter: name -> factor.
-        start: the fresh adapter, under the same names.
-        source: where the adapter is from.
+    """The parameters of an adapter can only be compared with the fresh one it was trained from (name -> factor).
 
     Raises:
         ValueError: if it began from another random A: then A - A_0 says nothing of what was learned.

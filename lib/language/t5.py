@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, T5ForConditionalGeneration
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 from lib.files.weights import read_weights
 from lib.runtime.disk import ROOT
@@ -42,7 +42,7 @@ def load_t5(source: str = "") -> T5:
 
     Raises:
         FileNotFoundError: if a path is given that is no folder, or the folder holds no checkpoint.
-        ValueError: if its weights are missing or damaged.
+        ValueError: if its weights are missing, damaged, not finite, or do not fit its `config.json`.
     """
     folder = Path(source).expanduser() if source else TINY_T5
     is_path = not source or source.startswith((".", "/", "~")) or folder.exists()
@@ -53,6 +53,23 @@ def load_t5(source: str = "") -> T5:
     place = str(folder) if is_path else source
     if is_path:
         read_weights(folder)  # damaged ones are named here
-    disable_progress_bar()  # one for every small file that is read is noise in a notebook
-    model = T5ForConditionalGeneration.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
-    return T5(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(place))
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()  # one for every small file that is read is noise in a notebook
+    logging.set_verbosity_error()  # transformers reports layers that do not fit, and goes on with random ones
+    try:
+        options = {"dtype": torch.float32, "use_safetensors": True, "ignore_mismatched_sizes": True}
+        model, found = T5ForConditionalGeneration.from_pretrained(place, output_loading_info=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"T5 {place} cannot be loaded: {str(error).partition(chr(10))[0]}") from error
+    finally:
+        logging.set_verbosity(level)
+    odd = {
+        "missing": found["missing_keys"],
+        "unknown": found["unexpected_keys"],
+        "of another shape": [name for name, *_ in found["mismatched_keys"]],
+        "not finite": [name for name, tensor in model.named_parameters() if not tensor.isfinite().all()],
+    }
+    if what := next((what for what, names in odd.items() if names), ""):
+        raise ValueError(f"T5 {place}: of its layers {len(odd[what])} are {what}, such as '{min(odd[what])}'")
+    return T5(model.eval().requires_grad_(False), tokenizer)

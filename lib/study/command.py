@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     output = merge.add_argument_group("what is written")
     output.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     output.add_argument("--library", default="", choices=LIBRARIES, metavar="NAME",
-                        help=f"one of {', '.join(LIBRARIES)}, which is to read it; by default the experts'")  # fmt: skip
+                        help=f"which is to read it, one of {', '.join(LIBRARIES)}; else the experts'")  # fmt: skip
     output.add_argument("--dtype", choices=TYPES, default="same", help="of merged layers, without --data (the base's)")
     return whole
 
@@ -183,7 +183,7 @@ def _open(given: argparse.Namespace) -> Workspace:
     if kind == "language":
         profile, space = get_profile("flan-t5-base", **changed, adapters=pattern), LanguageWorkspace
     else:
-        head = given.head or ("linear-probe" if model.startswith("timm:") else "text")
+        head = given.head or ("expert" if model.startswith("timm:") else "text")
         changed |= {"pretrained": pretrained, "experts": pattern, "image_size": given.image_size, "head": head}
         profile, space = get_profile("your-own", **changed), VisionWorkspace
     return space(Study(profile, given.seed, root, choose_runtime(given.device, "auto"), device=given.device))

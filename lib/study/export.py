@@ -9,7 +9,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lib.files.lineages import HUGGING_FACE
 from lib.language.export import low_rank, write_adapter, write_model
 from lib.language.lora import save_adapter
 from lib.study.card import CARD, hash_of, model_card, new_folder
@@ -88,8 +87,9 @@ def _write_image(workspace: VisionWorkspace, theta: Tensor, folder: Path, librar
     if with_heads:  # first: making them moves the model
         write_heads(workspace.heads, {name: task.class_names for name, task in workspace.tasks.items()}, folder)
     workspace.place(theta)
-    if not library and profile.lineage == HUGGING_FACE:
-        library = next((name for name in libraries_of(workspace.backbone, profile.model) if name == HUGGING_FACE), "")
+    folders = experts_of(profile).values()
+    if not library and any((place / "config.json").is_file() or not place.exists() for place in folders):
+        library = next((name for name in libraries_of(workspace.backbone, profile.model) if name == "hugging-face"), "")
     return write_backbone(workspace.backbone, profile.model, folder, library)
 
 

@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from lib.files.lineages import locate
+from lib.files.weights import say
 from lib.fusion.activations import layer_groups, read_moments
 from lib.language.activations import diagonal_fisher, prompt_calls, prompt_grams
 from lib.language.examples import Examples, load_examples
@@ -66,14 +67,8 @@ class LanguageWorkspace(Workspace):
     @cached_property
     def adapted(self) -> PeftModel:
         """The model with a fresh adapter, which is what experts are trained from."""
-        profile = self.study.profile
-        return attach(
-            self.t5.model,
-            targets=profile.lora_targets.split(),
-            dropout=profile.lora_dropout,
-            seed=self.study.seed,
-            **self.lora,
-        )
+        targets, dropout = self.study.profile.lora_targets.split(), self.study.profile.lora_dropout
+        return attach(self.t5.model, targets=targets, dropout=dropout, seed=self.study.seed, **self.lora)
 
     @property
     def lora(self) -> dict[str, int]:
@@ -134,15 +129,15 @@ class LanguageWorkspace(Workspace):
     def examples(self, split: str, task: str) -> Examples:
         """Prompts and targets of a split of a task."""
         if (split, task) not in self._examples:
-            sizes, root = self.study.profile.sizes, self.study.data_root
-            self._examples[split, task] = load_examples(self.tasks[task], split, sizes=sizes, data_root=root)
+            where = {"sizes": self.study.profile.sizes, "data_root": self.study.data_root}
+            self._examples[split, task] = load_examples(self.tasks[task], split, **where)
         return self._examples[split, task]
 
     def tokens(self, split: str, task: str) -> Tokens:
         """The same as token numbers."""
         if (split, task) not in self._tokens:
-            examples, length = self.examples(split, task), self.study.profile.max_length
-            self._tokens[split, task] = self.study.remember(tokenise)(examples, self.tokenizer, max_length=length)
+            given, length = (self.examples(split, task), self.tokenizer), self.study.profile.max_length
+            self._tokens[split, task] = self.study.remember(tokenise)(*given, max_length=length)
         return self._tokens[split, task]
 
     def inputs(self, split: str, task: str, corruption: str = "") -> Tensor:
@@ -207,9 +202,23 @@ class LanguageWorkspace(Workspace):
             return super().expert(task)
         if self.study.profile.task_vector == "weights":
             return Expert(self.layout.flatten(self.experts[task]))
+        return Expert(self.adapter_model.layout.flatten(self._own_kind(task)))
+
+    def _own_kind(self, task: str) -> dict[str, Tensor]:
         tensors = load_adapter(str(self._place(task)), self.adapted)
         check_same_start(tensors, self.adapter_model.layout.views(self.adapter0.cpu()), str(self._place(task)))
-        return Expert(self.adapter_model.layout.flatten(tensors))
+        return tensors
+
+    @cached_property
+    def spaces(self) -> tuple[str, ...]:
+        """Which `task_vector` the experts have: read ones may have weights alone, and then it is said why."""
+        try:
+            for task in self.tasks if self.study.profile.adapters else ():
+                self._own_kind(task)
+        except ValueError as error:
+            say(f"what is about adapters' parameters is left out here: {error}")
+            return ("weights",)
+        return "weights", "adapter"
 
     @cached_property
     def adapters(self) -> dict[str, dict[str, Tensor]]:

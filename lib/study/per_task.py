@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 import pandas as pd
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from lib.adaptation.surgery import Surgery, surgery
 from lib.runtime.rng import seed_of
@@ -20,7 +19,7 @@ from lib.study.vision import VisionWorkspace
 from lib.study.workspace import Table
 from lib.vectors import batch_norm
 from lib.vision.objective import features_at
-from lib.vision.scoring import image_features, raw_features, score
+from lib.vision.scoring import raw_features, score
 
 KEEPS = {"Surgery": "a module on the features", "SyMerge": "a head"}  # of methods that learn on unlabelled inputs
 
@@ -100,10 +99,9 @@ def evaluate_per_task(
     for split in splits or ("test",):
         for name in names:
             images = workspace.inputs(split, name, corruption)[:limit]
-            if surgeries is None:
-                features = image_features(encoder, images, *given)
-            else:
-                features = normalize(surgeries[name](raw_features(encoder, images, *given)), dim=-1)
+            features = raw_features(encoder, images, *given)
+            if surgeries is not None:
+                features = surgeries[name](features)
             scores = score(features, heads[name], workspace.split(split)[name].labels[:limit])
             rows.append({"method": method, "task": name, "split": split, "seed": workspace.study.seed, **scores})
     return pd.DataFrame(rows, columns=list(COLUMNS))

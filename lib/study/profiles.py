@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from lib.files.lineages import OWN, check_pattern, lineage_of, pattern_of
+from lib.files.lineages import GIVEN, OWN, PUBLISHED, check_pattern, lineage_of, pattern_of
 from lib.runtime.disk import ROOT
 from lib.runtime.names import shortened
 from lib.runtime.parameters import STRICT, checked, closest, refuse_unknown
@@ -146,7 +146,7 @@ class VisionProfile(Profile):
 
     pretrained: str
     image_size: CountOrZero
-    head: Literal["text", "class-mean", "linear-probe"]
+    head: Literal["text", "class-mean", "linear-probe", "expert"]
     head_scale: Rate
     experts: str
     train_images: Count
@@ -161,11 +161,13 @@ class VisionProfile(Profile):
     def _experts_can_be_found(self) -> VisionProfile:
         if self.experts:
             pattern_of(self.experts, self.model, self.task_names)
+        if self.head == "expert" and not (self.experts and self.model.startswith("timm:")):
+            raise ValueError("parameter 'head' is 'expert': only finished experts of timm come with one; set them, too")
         return self
 
     @property
     def lineage(self) -> str:
-        """Whose fine-tuning the experts come from: "own", "hugging-face" or "task-vectors"."""
+        """Whose fine-tuning the experts come from: "own", "hugging-face", "task-vectors" or "given"."""
         return lineage_of(self.experts, self.task_names)
 
 
@@ -217,8 +219,9 @@ class LanguageProfile(Profile):
 
     @property
     def lineage(self) -> str:
-        """Whose fine-tuning the experts come from: "own", or as published figures call adapters, e.g. "lora-16"."""
-        return f"lora-{self.lora_rank}" if self.adapters else OWN
+        """Whose fine-tuning the experts come from: "own", "given", or as published figures call them, "lora-16"."""
+        published = f"lora-{self.lora_rank}" if PUBLISHED.search(self.adapters) else GIVEN
+        return published if self.adapters else OWN
 
 
 FAMILIES: dict[str, type[Profile]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib.files.lineages import OWN, one_lineage
+from lib.files.lineages import GIVEN, OWN, one_lineage
 from lib.runtime.disk import ROOT
 from lib.runtime.parameters import closest
 
@@ -91,13 +91,15 @@ def beside_published(
     Returns:
         Rows (method, seed, here, published, lineage, model), in the published order: mean held-out accuracy divided by
         the experts' mean, and the published mean divided by the published experts', both in percent. A method without
-        a score here or there is left out, and so are the experts themselves.
+        a score here or there is left out, and so are the experts themselves; so of "given" experts no row is left.
 
     Raises:
         ValueError: if no experts are published on that lineage, an unknown one is asked for, or the results are from
             published experts of another.
     """
-    here = one_lineage(results)
+    columns, here = ["method", "seed", "here", "published"], one_lineage(results)
+    if GIVEN in (here, lineage):
+        return pd.DataFrame(columns=[*columns, "lineage", "model"]).astype({"here": float, "published": float})
     lineage = lineage or ("task-vectors" if here == OWN else here)
     if here not in (OWN, lineage):
         raise ValueError(
@@ -115,5 +117,4 @@ def beside_published(
         if method in kept.index and method != "Experts"
         for seed, here in kept.loc[method].dropna().items()
     ]
-    columns = ["method", "seed", "here", "published"]
     return pd.DataFrame(rows, columns=columns).assign(lineage=lineage, model=model)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib.files.experts import activation_of, load_published
+from lib.files.experts import activation_of, classifier_of, load_published, opened
 from lib.files.weights import OnDemand
 from lib.fusion.activations import layer_groups, read_moments
 from lib.runtime.keys import Known, digest
@@ -26,14 +26,14 @@ from lib.vision.backbones import load_backbone
 from lib.vision.heads import feature_head, text_head
 from lib.vision.models import Backbone, Clip, on_device
 from lib.vision.objective import ImageObjective, image_logits
-from lib.vision.scoring import image_features, score
+from lib.vision.scoring import raw_features, score
 from lib.vision.tasks import Split, Task, corrupt, load_splits, load_task
 from lib.vision.training import image_accuracy, image_loss
 
 
 @dataclass
 class VisionWorkspace(Workspace):
-    """The parts of a study of image classification, by CLIP or by any other backbone with heads of class means."""
+    """The parts of a study of image classification, by CLIP or by any other backbone with heads of its own."""
 
     _tasks: dict[str, Task] = field(default_factory=dict, repr=False)
     _splits: dict[str, dict[str, Split]] = field(default_factory=dict, repr=False)
@@ -98,7 +98,7 @@ class VisionWorkspace(Workspace):
 
     @cached_property
     def heads(self) -> dict[str, Tensor]:
-        """The frozen classification head of every task [C, width], as the profile says: from text or from features.
+        """The frozen classification head of every task, as the profile says: see `lib.vision.scoring.logits_of`.
 
         They are kept in the store: training processes must start from the same bits, whatever their number of threads.
         """
@@ -109,8 +109,12 @@ class VisionWorkspace(Workspace):
         profile = self.study.profile
         if profile.head == "text":
             return self.study.remember(text_head)(self.clip, task.class_names, task.templates, profile.head_scale)
-        train = self.split("train")[task.name]
-        given = profile.head, self.backbone, train.images, train.labels, len(task.class_names), profile.head_scale
+        if profile.head == "expert":
+            image = self.inputs("test", task.name)[:1], self.backbone.preprocess, self.study.runtime
+            shape = len(task.class_names), raw_features(self.backbone.encoder, *image).shape[1]
+            return classifier_of(opened(profile.experts, task.name, profile.lineage), self.layout.names, shape)
+        train, classes = self.split("train")[task.name], len(task.class_names)
+        given = profile.head, self.backbone, train.images, train.labels, classes, profile.head_scale
         return self.study.remember(feature_head)(*given, self.study.runtime)
 
     def ready(self) -> None:
@@ -233,15 +237,15 @@ class VisionWorkspace(Workspace):
             tasks: which tasks; by default all.
             corruption: of the images, see `lib.vision.corrupt`; "" for none.
             limit: at most so many images per task.
-            statistics: BatchNorm's running statistics, such as an expert's own; by default they are
-                re-estimated at theta on the adaptation images of the tasks scored, which is the rule for merged models.
+            statistics: BatchNorm's, such as an expert's own; by default re-estimated at theta on the adaptation images
+                of the tasks scored, which is the rule for merged models.
         """
         heads, rows = self.heads, []  # heads first: making them moves the model
         encoder = self.place(theta, statistics, tasks=tasks, corruption=corruption)
         for split in splits or ("test",):
             for name in tasks or self.tasks:
                 images, labels = self.inputs(split, name, corruption)[:limit], self.split(split)[name].labels[:limit]
-                features = image_features(encoder, images, self.backbone.preprocess, self.study.runtime)
+                features = raw_features(encoder, images, self.backbone.preprocess, self.study.runtime)
                 scores = score(features, heads[name], labels)
                 rows.append({"method": method, "task": name, "split": split, "seed": self.study.seed, **scores})
         return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -256,11 +260,10 @@ class VisionWorkspace(Workspace):
 
     def fisher(self, *, images: int = 128, signs: int = 1) -> Tensor:
         """Diagonal Fisher information of every expert on training images of its task [T, D]: see `diagonal_fisher`."""
-        found = []
+        found, call = [], self.study.remember(diagonal_fisher)
         for task, theta in self.points():
-            given = self.model, theta, self.heads[task], self.sample(task, images)
-            options = {"signs": signs, "seed": self.study.seed, "statistics": self.statistics_of(task)}
-            found.append(self.study.remember(diagonal_fisher)(*given, self.backbone.preprocess, **options))
+            given = self.model, theta, self.heads[task], self.sample(task, images), self.backbone.preprocess
+            found.append(call(*given, signs=signs, seed=self.study.seed, statistics=self.statistics_of(task)))
         return torch.stack(found).to(self.theta0)
 
     def grams(self, *, images: int = 256) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = index(
         "heads": "class_mean_head linear_probe_head text_head",
         "models": "Backbone Clip Preprocess load_clip",
         "objective": "ImageObjective features_at image_logits",
-        "scoring": "image_features score",
+        "scoring": "image_features logits_of raw_features score",
         "tasks": "CORRUPTIONS Split Task corrupt load_splits load_task",
         "training": "image_accuracy image_loss",
     },

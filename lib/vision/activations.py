@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import normalize, one_hot
+from torch.nn.functional import one_hot
 
 from lib.fusion.activations import Call, read_grams
 from lib.runtime.device import Runtime
@@ -16,6 +16,7 @@ from lib.runtime.rng import generator
 from lib.vectors.batch_norm import Statistics, load_statistics
 from lib.vectors.flat_model import FlatModel
 from lib.vision.models import Preprocess
+from lib.vision.scoring import logits_of
 
 GRADIENT_BYTES = {"cpu": 2**27, "cuda": 2**31, "mps": 2**30}  # gradients held at once; a CPU is fastest with few
 
@@ -76,7 +77,7 @@ def diagonal_fisher(
     def log_probabilities(parameters: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):  # vmap would take fused attention apart into a loop
             features = functional_call(module, parameters, (pixels[None],))
-        return torch.log_softmax(normalize(features[0].to(head), dim=-1) @ head.T, dim=-1)  # [C]
+        return torch.log_softmax(logits_of(features[0].to(head), head), dim=-1)  # [C]
 
     def squares(parameters: Mapping[str, Tensor], pixels: Tensor, rows: Tensor) -> dict[str, Tensor]:
         outcome, pull_back = vjp(lambda point: log_probabilities(point, pixels), parameters)

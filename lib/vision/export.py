@@ -140,10 +140,10 @@ def _sizes(tower: nn.Module) -> dict[str, int]:
 
 
 def write_heads(heads: Mapping[str, Tensor], class_names: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Write the tasks' heads; logits are `normalize(features) @ head.T`.
+    """Write the tasks' heads, which read features as `lib.vision.scoring.logits_of` says.
 
     Args:
-        heads: task -> [C, width].
+        heads: task -> [C, width], or [C, width + 1] with biases.
         class_names: task -> C names.
         folder: where to.
     """

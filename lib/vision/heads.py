@@ -119,19 +119,9 @@ HEADS = {"class-mean": class_mean_head, "linear-probe": linear_probe_head}
 def feature_head(
     kind: str, backbone: Backbone, images: Tensor, labels: Tensor, classes: int, logit_scale: float, runtime: Runtime
 ) -> Tensor:
-    """A head without text, from the features of training images at the backbone's present parameters.
+    """A head without text [C, width], from features of training images at the backbone's present parameters.
 
-    Args:
-        kind: a name from `HEADS`.
-        backbone: the model, ready for evaluation.
-        images: uint8 [N, 3, H, W].
-        labels: int64 [N].
-        classes: C.
-        logit_scale: factor between cosine similarity and logit.
-        runtime: device and precision.
-
-    Returns:
-        [C, width].
+    `kind` is a name from `HEADS`; images are uint8 [N, 3, H, W], labels int64 [N], the backbone ready for evaluation.
     """
     features = image_features(backbone.encoder, images, backbone.preprocess, runtime)
     return HEADS[kind](features, labels, classes, logit_scale)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from lib.adaptation.objectives import PredictionObjective
 from lib.runtime.device import Runtime
@@ -14,7 +13,7 @@ from lib.vectors.batch_norm import Statistics, batch_norms, batch_statistics, lo
 from lib.vectors.flat_model import FlatModel
 from lib.vision.batches import gather
 from lib.vision.models import Preprocess
-from lib.vision.scoring import raw_features, unit_features
+from lib.vision.scoring import features_of, logits_of, raw_features
 
 CPU_PIXELS = 1_000_000  # pixels per pass on a CPU: 20 images of 224 x 224; what lies between layers then stays small
 
@@ -28,7 +27,7 @@ class ImageObjective(PredictionObjective[Tensor]):
 
     Args:
         model: image encoder bound to flat vectors.
-        heads: frozen classification heads, one [C_t, width] per task.
+        heads: frozen classification heads, one per task: see `logits_of`.
         images: unlabelled images, one uint8 [N_t, 3, H, W] per task.
         preprocess: pixels to the encoder's input.
         runtime: device and precision.
@@ -76,9 +75,9 @@ class ImageObjective(PredictionObjective[Tensor]):
     def logits(self, module: nn.Module, inputs: Tensor, rows: Mapping[int, Tensor]) -> Sequence[Tensor]:
         """One [B_t, C_t] per task."""
         with batch_statistics(module):
-            features = unit_features(module, inputs, self.runtime)
+            features = features_of(module, inputs, self.runtime)
         parts = features.split([len(own) for own in rows.values()])
-        return [own @ self.heads[task].T for own, task in zip(parts, rows, strict=True)]
+        return [logits_of(own, self.heads[task]) for own, task in zip(parts, rows, strict=True)]
 
 
 def features_at(
@@ -89,15 +88,9 @@ def features_at(
     runtime: Runtime,
     statistics: Statistics | None = None,
 ) -> Tensor:
-    """Features of the model at a point of R^D, as the encoder gives them: float32 [N, width] on the CPU.
+    """Features of uint8 images [N, 3, H, W] at a point of R^D, as the encoder gives them: [N, width] on the CPU.
 
-    Args:
-        model: the image encoder; it is moved.
-        theta: an expert's parameters, or merged ones [D].
-        pixels: uint8 [N, 3, H, W].
-        preprocess: pixels to input.
-        runtime: device and precision.
-        statistics: BatchNorm's running statistics to use; None for the model's present ones.
+    The model is moved there; without `statistics` its BatchNorm has the running ones that it has now.
     """
     encoder = model.move_to(theta)
     if statistics:
@@ -106,5 +99,5 @@ def features_at(
 
 
 def image_logits(model: FlatModel, theta: Tensor, head: Tensor, *images: object) -> Tensor:
-    """Predictions of a frozen head [C, width] on these features: logits [N, C]; `images` as for `features_at`."""
-    return normalize(features_at(model, theta, *images), dim=-1) @ head.cpu().T
+    """Predictions of a frozen head on these features: logits [N, C]; `images` as for `features_at`."""
+    return logits_of(features_at(model, theta, *images), head.cpu())

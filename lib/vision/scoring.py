@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from lib.runtime.device import Runtime
 from lib.vision.batches import upload
@@ -17,9 +17,16 @@ def features_of(encoder: nn.Module, inputs: Tensor, runtime: Runtime) -> Tensor:
         return encoder(inputs).float()
 
 
-def unit_features(encoder: nn.Module, inputs: Tensor, runtime: Runtime) -> Tensor:
-    """The same brought to length 1, as heads read them."""
-    return normalize(features_of(encoder, inputs, runtime), dim=-1)
+def logits_of(features: Tensor, head: Tensor) -> Tensor:
+    """What a head says of features as the encoder gives them: [N, width] -> [N, C].
+
+    Args:
+        features: [N, width].
+        head: [C, width] reads them brought to length 1; [C, width + 1], a classifier that came with an expert, reads
+            them as they are, and its last column are the biases.
+    """
+    plain = features.shape[-1] == head.shape[-1]
+    return (normalize(features, dim=-1) if plain else pad(features, (0, 1), value=1.0)) @ head.T
 
 
 @torch.no_grad()
@@ -35,19 +42,13 @@ def raw_features(
 def image_features(
     encoder: nn.Module, pixels: Tensor, preprocess: Preprocess, runtime: Runtime, batch: int = 256
 ) -> Tensor:
-    """The same brought to length 1, as heads read them."""
+    """The same brought to length 1, as the study's own heads read them."""
     return normalize(raw_features(encoder, pixels, preprocess, runtime, batch), dim=-1)
 
 
 def score(features: Tensor, head: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy (0 to 1) and mean cross-entropy (nats) of a head on normalised features.
-
-    Args:
-        features: [N, width].
-        head: [C, width].
-        labels: int64 [N].
-    """
-    logits = features @ head.cpu().T
+    """Accuracy (0 to 1) and mean cross-entropy (nats) of a head on features [N, width]: see `logits_of`."""
+    logits = logits_of(features, head.cpu())
     return {
         "accuracy": (logits.argmax(-1) == labels).double().mean().item(),
         "loss": torch.nn.functional.cross_entropy(logits, labels).item(),

@@ -14,7 +14,7 @@ from lib.runtime.device import Runtime
 from lib.runtime.rng import batch_indices
 from lib.vision.batches import gather, shifted
 from lib.vision.models import Preprocess
-from lib.vision.scoring import image_features, score, unit_features
+from lib.vision.scoring import features_of, logits_of, raw_features, score
 
 
 def image_loss(
@@ -27,16 +27,9 @@ def image_loss(
     batch: int,
     seed: int,
 ) -> Callable[[nn.Module, int], Tensor]:
-    """Cross-entropy of an image encoder under a frozen head, on the batch of a step.
+    """Cross-entropy of an image encoder under a frozen head, on the `batch` images of a step.
 
-    Args:
-        head: frozen classification head [C, width].
-        train: uint8 images [N, 3, H, W] and int64 labels [N].
-        preprocess: pixels to input.
-        runtime: device and precision.
-        task: names the order of the batches and the shifts.
-        batch: images per step.
-        seed: likewise.
+    Images are uint8 [N, 3, H, W], labels int64 [N]; task and seed name the order of the batches and the shifts.
     """
     images, labels = train
     head = head.to(runtime.device)
@@ -44,7 +37,7 @@ def image_loss(
     def loss_at(encoder: nn.Module, step: int) -> Tensor:
         rows = batch_indices(len(images), batch, step, "fine-tuning", task, seed)
         pixels = preprocess(shifted(gather([images], [rows], runtime.device), 2, task, seed, step))
-        logits = unit_features(encoder, pixels, runtime) @ head.T
+        logits = logits_of(features_of(encoder, pixels, runtime), head)
         return torch.nn.functional.cross_entropy(logits, labels[rows].to(runtime.device))
 
     return loss_at
@@ -53,17 +46,10 @@ def image_loss(
 def image_accuracy(
     head: Tensor, held_out: tuple[Tensor, Tensor], preprocess: Preprocess, runtime: Runtime
 ) -> Callable[[nn.Module], float]:
-    """What scores an image encoder on the way, for its learning curve.
-
-    Args:
-        head: frozen classification head [C, width].
-        held_out: uint8 images [N, 3, H, W] and int64 labels [N].
-        preprocess: pixels to input.
-        runtime: device and precision.
-    """
+    """What scores an image encoder on the way, on uint8 [N, 3, H, W] and int64 labels [N], for its learning curve."""
     images, labels = held_out
 
     def accuracy(encoder: nn.Module) -> float:
-        return score(image_features(encoder, images, preprocess, runtime), head, labels)["accuracy"]
+        return score(raw_features(encoder, images, preprocess, runtime), head, labels)["accuracy"]
 
     return accuracy

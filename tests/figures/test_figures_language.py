@@ -73,6 +73,5 @@ def test_projections_are_named_by_attention_and_factor(name, said):
     assert language.projection(name) == said
 
 
-def test_another_layer_is_refused():
-    with pytest.raises(ValueError, match=r"'shared\.weight' is no layer of a T5 block"):
-        language.projection("shared.weight")
+def test_layers_of_no_block_have_one_name():
+    assert language.projection("shared.weight") == language.projection("encoder.final_layer_norm.weight") == "other"

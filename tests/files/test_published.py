@@ -401,10 +401,24 @@ def test_nothing_in_an_experts_file_runs(start, tmp_path):
 def test_names_and_lineages(tmp_path):
     assert pattern_of("hugging-face", "ViT-L-14", ["mnist", "dtd"]) == "tanganke/clip-vit-large-patch14_{task}"
     assert lineage_of("", ["mnist"]) == "own"
-    assert lineage_of("hugging-face", ["mnist"]) == lineage_of("someone/vit_{task}", ["mnist"]) == "hugging-face"
+    for theirs in ("", "tanganke/clip-vit-base-patch32_{task}", "/mirror/tanganke/clip-vit-large-patch14_{task}/x.bin"):
+        assert lineage_of(theirs or "hugging-face", ["mnist"]) == "hugging-face"
+    cached = "~/.cache/huggingface/hub/models--tanganke--clip-vit-base-patch32_{task}/snapshots/1/model.safetensors"
+    assert lineage_of(cached, ["mnist"]) == "hugging-face"
     assert lineage_of("~/checkpoints/{task}/finetuned.pt", ["mnist"]) == "task-vectors"
+    for anybodys in (
+        "someone/vit_{task}",
+        "~/runs/{task}.pt",
+        "~/{task}/model.safetensors",
+        "xtanganke/clip-vit-{task}",
+    ):
+        assert lineage_of(anybodys, ["mnist"]) == "given"
     (tmp_path / "GTSRB").mkdir()
-    assert lineage_of(f"{tmp_path}/{{task}}", ["mnist", "gtsrb"]) == "hugging-face"
+    assert lineage_of(f"{tmp_path}/{{task}}", ["mnist", "gtsrb"]) == "given"
+    for name in ("GTSRB", "stanford-cars", "mnist"):  # whoever named the folders
+        (tmp_path / name).mkdir(exist_ok=True)
+        task = {"GTSRB": "gtsrb", "stanford-cars": "stanford_cars"}.get(name, name)
+        assert locate("experts", f"{tmp_path}/{{task}}", "given", task) == tmp_path / name
     (tmp_path / "GTSRB" / "finetuned.pt").touch()
     assert lineage_of(f"{tmp_path}/{{task}}", ["mnist", "gtsrb"]) == "task-vectors"
     assert name_of("my_set", "task-vectors") == "my_set"
@@ -429,7 +443,8 @@ def test_the_lineage_of_a_profile_and_its_folder():
     assert profile.lineage == "task-vectors"
     assert profile.label == "clip-vit-b-32+experts=~_clip_task_finetuned.pt"
     assert {profile.lineage for profile in PROFILES.values()} == {"own"}
-    assert get_profile("flan-t5-base", adapters="x/{task}").lineage == "lora-16"
+    assert get_profile("flan-t5-base", adapters="tanganke/flan-t5-base_glue-{task}_lora-16").lineage == "lora-16"
+    assert get_profile("flan-t5-base", adapters="x/{task}").lineage == "given"
     with pytest.raises(ValueError, match=r"parameter 'experts' is 'somewhere', expected .*with {task} in it"):
         get_profile("clip-vit-b-32", experts="somewhere")
     with pytest.raises(ValueError, match="no experts of model '' on the hub; known: ViT-B-32, ViT-B-16, ViT-L-14"):
@@ -475,12 +490,12 @@ def rows(method="Task Arithmetic", seed=0, **columns) -> pd.DataFrame:
 
 def test_saved_tables_say_the_lineage(workspace, tmp_path):
     study = workspace.study
-    assert set(study.save(rows(), "fusion")["lineage"]) == {"hugging-face"}
-    assert json.loads((study.results / "about.json").read_text())["lineage"] == "hugging-face"
+    assert set(study.save(rows(), "fusion")["lineage"]) == {"given"}
+    assert json.loads((study.results / "about.json").read_text())["lineage"] == "given"
     own = Study(PROFILES["tiny"], root=tmp_path)
     assert list(own.save(rows(), "fusion").columns) == list(rows().columns)  # no column: own experts
     assert len(study.save(rows()[:0], "empty")) == 0
-    with pytest.raises(ValueError, match="'hugging-face' and 'task-vectors' stand in one table"):
+    with pytest.raises(ValueError, match="'given' and 'task-vectors' stand in one table"):
         study.save(rows(lineage="task-vectors"), "fusion")
 
 
@@ -518,13 +533,22 @@ def test_gathered_tables_keep_their_lineage():
     assert tagged(rows(), "own").equals(rows())
 
 
-def test_results_are_compared_with_the_published_ones_of_their_lineage():
+def test_results_are_compared_with_the_published_ones_of_their_lineage(tmp_path):
     def results(**columns):
         return pd.concat([rows(method, **columns) for method in ("Task Arithmetic", "Experts")])
 
     assert set(beside_published(results(lineage="hugging-face"))["lineage"]) == {"hugging-face"}
     assert set(beside_published(results())["lineage"]) == {"task-vectors"}
     assert set(beside_published(results(), lineage="hugging-face")["lineage"]) == {"hugging-face"}
+    for asked in ("", "task-vectors", "hugging-face", "lora-16", "given"):
+        found = beside_published(results(lineage="given"), lineage=asked)
+        assert found.empty and list(found) == list(beside_published(results())), "nothing is published on them"
+        study = Study(replace(PROFILES["tiny"], experts="x/{task}"), root=tmp_path)
+        for table in (study.save(found, "against_the_paper"), study.load("against_the_paper")):  # as in notebook 90
+            means = table.groupby("method", sort=False)[["here", "published"]].mean()
+            assert len(means) == 0 and means.corr("spearman").shape == (2, 2)
+            FIGURES["against_the_paper"](table)
+    assert beside_published(results(), lineage="given").empty
     with pytest.raises(ValueError, match="experts of lineage 'hugging-face', not 'task-vectors'"):
         beside_published(results(lineage="hugging-face"), lineage="task-vectors")
 

@@ -49,7 +49,7 @@ def test_what_was_left_off_is_said_once(tmp_path, capsys):
     state = {f"module.{name}": tensor for name, tensor in EXPERT.items()} | {"module.head.weight": torch.ones(3, 2)}
     for _ in range(2):
         fit(read_weights(written(tmp_path / "x.pt", {"state_dict": state})), START)
-    assert capsys.readouterr().out == "x.pt: 'state_dict.module.' left off the names; not used: head.weight\n"
+    assert capsys.readouterr().out == "x.pt: 'state_dict.module.' left off the names; not merged: head.weight\n"
 
 
 def test_two_models_in_one_file_are_refused(tmp_path):

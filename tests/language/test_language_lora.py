@@ -203,6 +203,35 @@ def test_what_is_no_expert_of_this_model_is_one_sentence(tmp_path):
     refused("cannot be merged")
 
 
+def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
+    """What is written here notes its base's weights; of a base that lies on this machine they are compared."""
+    ours, other, folder = mini_t5(seed=0), mini_t5(seed=1), tmp_path / "adapter"
+    save_adapter(fresh(), trained(), folder)
+    assert merged_weights(folder, ours) and load_adapter(str(folder), fresh())
+    with pytest.raises(ValueError, match=r"its base_model_name_or_path is .*, the model here .*, with other weights"):
+        merged_weights(folder, other)
+    with pytest.raises(ValueError, match=r"adapter .* the model here is .*, with other weights"):
+        load_adapter(str(folder), attach(other, targets=["q", "v"], **LORA))
+    (folder / "base_model.digest").unlink()
+    assert merged_weights(folder, other), "nothing is known of the base"
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for number, base in enumerate((ours, other)):
+        base.save_pretrained(tmp_path / f"base{number}")
+    for place, fits in (("base0", ours), ("base1", other)):
+        told = config | {"base_model_name_or_path": str(tmp_path / place)}
+        (folder / "adapter_config.json").write_text(json.dumps(told))
+        for model in (ours, other):
+            model.name_or_path = str(tmp_path / "moved")  # the names say nothing
+            if model is fits:
+                assert merged_weights(folder, model)
+            else:
+                with pytest.raises(ValueError, match="with other weights"):
+                    merged_weights(folder, model)
+    (tmp_path / "base1" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"base1/model.safetensors is not a complete safetensors file"):
+        merged_weights(folder, other)
+
+
 def test_an_adapter_that_began_from_another_a_has_no_task_vector_of_its_parameters():
     views = {name: own.detach() for name, own in fresh(seed=0).named_parameters() if own.requires_grad}
     other = {name: own.detach() for name, own in fresh(seed=1).named_parameters() if own.requires_grad}

@@ -6,6 +6,8 @@ from random import Random
 
 import pytest
 import torch
+from mini_t5 import mini_t5, save_mini_t5
+from safetensors.torch import load_file, save
 from stopping import StopsAtThree
 
 from lib.language.registry import DRAWN, GLUE
@@ -172,3 +174,50 @@ def test_a_wrong_source_says_what_to_name(tmp_path):
         load_t5(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no T5 checkpoint in .*missing"):
         load_t5(str(tmp_path / "missing"))
+
+
+def without(tensors, part):
+    return {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: without(s, "decoder.block.1.layer.1"), "5 are missing, such as 'decoder.block.1.layer.1"),
+        (lambda s: without(s, "shared"), "are missing, such as '(shared|.*embed_tokens).weight"),
+        (lambda s: s | {"shared.weight": s["shared.weight"][:, :3].clone()}, "are of another shape, such as '"),
+        (lambda s: s | {"shared.weight": s["shared.weight"] / 0}, "1 are not finite, such as 'shared.weight'"),
+        (lambda s: s | {"encoder.block.2.layer.0.layer_norm.weight": torch.ones(16)}, "unknown, such as 'encoder.bl"),
+        (lambda s: {f"module.{name}": tensor for name, tensor in s.items()}, "are missing, such as 'decoder"),
+        (lambda s: b"version https://git-lfs", "model.safetensors cannot be read: it is a pointer of git-lfs"),
+        (lambda s: b"", r"model.safetensors is not a complete safetensors file .it is empty"),
+        (lambda s: save(s)[:-9], "model.safetensors is not a complete safetensors file"),
+        (lambda s: None, r"expected one file with weights, such as model.safetensors .found: none"),
+    ],
+)
+def test_damaged_weights_are_refused_in_one_sentence(tmp_path, change, message, capfd):
+    """And never replaced by random ones, as transformers does after a remark."""
+    path = save_mini_t5(tmp_path) / "model.safetensors"
+    read, saved = (dict(model.named_parameters()) for model in (load_t5(str(tmp_path)).model, mini_t5()))
+    assert all(torch.equal(read[name], saved[name]) for name in saved)
+    capfd.readouterr()
+    changed = change(load_file(path))
+    path.unlink()
+    if changed is not None:
+        path.write_bytes(changed if isinstance(changed, bytes) else save(changed, {"format": "pt"}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_t5(str(tmp_path))
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_t5_saved_as_bin_or_with_a_broken_config_is_refused_in_one_sentence(tmp_path):
+    path = save_mini_t5(tmp_path) / "model.safetensors"
+    torch.save(load_file(path), tmp_path / "pytorch_model.bin")
+    path.unlink()
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*no file named model.safetensors") as error:
+        load_t5(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"cannot be loaded: .*not a valid JSON") as other:
+        load_t5(str(tmp_path))
+    assert "\n" not in str(error.value) + str(other.value)

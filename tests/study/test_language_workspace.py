@@ -7,6 +7,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import T5ForConditionalGeneration
 
 from lib import concrete, fusion
+from lib.figures.language import projection
+from lib.files.weights import say
+from lib.fusion import METHODS
 from lib.fusion.activations import read_grams
 from lib.language.activations import diagonal_fisher, prompt_calls
 from lib.language.generation import first_token_logits, generate, in_batches
@@ -106,9 +109,10 @@ def test_finished_adapters_are_read_from_files(world, tmp_path):
         world(task_vector="adapter", **where) for where in ({}, {"adapters": str(tmp_path / "experts" / "{task}")})
     ]
     assert torch.equal(in_adapters[0].task_vectors, in_adapters[1].task_vectors)
+    assert other.spaces == workspace.spaces == ("weights", "adapter")
 
 
-def test_experts_of_several_kinds_are_merged_together(world, folder, tmp_path):
+def test_experts_of_several_kinds_are_merged_together(world, folder, tmp_path, capsys):
     """A full fine-tune, an adapter of other layers and one of DoRA: what is merged is what any of them changes."""
     torch.manual_seed(0)
     model = T5ForConditionalGeneration.from_pretrained(folder)
@@ -124,6 +128,15 @@ def test_experts_of_several_kinds_are_merged_together(world, folder, tmp_path):
         adapter.save_pretrained(tmp_path / "experts" / task)
     workspace = world(adapters=str(tmp_path / "experts" / "{task}"))
     assert workspace.task_vectors.shape[0] == 3
+    say.cache_clear()
+    capsys.readouterr()
+    assert workspace.spaces == ("weights",), "notebook 20 leaves out what is about adapters' parameters"
+    assert capsys.readouterr().out.startswith("what is about adapters' parameters is left out here: adapter ")
+    assert {projection(name) for name in workspace.layout.names} >= {"other", "encoder q", "encoder wo", "cross v"}
+    for method in METHODS.values():
+        if not method.needs_data:
+            merged = method.merge(workspace.theta0, workspace.task_vectors, workspace.layout)
+            assert torch.isfinite(merged).all(), method.name
     again = PeftModel.from_pretrained(
         T5ForConditionalGeneration.from_pretrained(folder), tmp_path / "experts" / "similarity"
     )

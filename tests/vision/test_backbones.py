@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from lib.files.weights import say
 from lib.runtime.device import Runtime
 from lib.runtime.rng import generator
+from lib.study.per_task import evaluate_per_task
 from lib.study.profiles import get_profile
+from lib.study.recipes import merge_by_name
 from lib.study.study import Study
 from lib.study.vision import VisionWorkspace
 from lib.vectors import batch_norm
@@ -125,11 +127,11 @@ def test_damaged_weights_are_named(tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
-def fine_tuned(source, seed):
+def fine_tuned(source, seed, classes=5, **more):
     """A model of timm with a classifier of its own, moved a little as a plain loop would."""
     name, options = parse(source)
     size = {"img_size": 32} if "vit" in name else {}
-    model = timm.create_model(name, num_classes=5, **options, **size)
+    model = timm.create_model(name, num_classes=classes, **options, **size, **more)
     torch.manual_seed(seed)
     state = load_timm(source, image_size=32).encoder.state_dict()
     for key, tensor in state.items():
@@ -166,8 +168,77 @@ def test_experts_of_timm_with_a_classifier_of_their_own(tmp_path, capsys, source
             torch.testing.assert_close(encoder(inputs), expected, rtol=1e-5, atol=1e-5)
     assert workspace.task_vectors.shape[0] == 2
     said = capsys.readouterr().out
-    assert "not used: " in said and ("head.weight" in said or "fc.weight" in said)
+    assert "not merged: " in said and ("head.weight" in said or "fc.weight" in said)
     assert "expert of 'scenes': |tau| is " in said and "largest cosine" in said
+
+
+def with_classifiers(folder, source, change=lambda state: state):
+    """A study of two experts of timm, saved with their classifiers, which are its heads; and the experts."""
+    options = {"image_size": 32, "head": "expert", "tasks": "scenes textures", "experts": f"{folder}/{{task}}.pth"}
+    profile = get_profile("tiny", model=source, train_images=20, test_images=20, adaptation_images=20, **options)
+    workspace = VisionWorkspace(Study(profile, root=folder))
+    models = {}
+    for seed, (name, task) in enumerate(workspace.tasks.items()):
+        models[name] = fine_tuned(source, seed, len(task.class_names))
+        torch.save(change(models[name].state_dict()), folder / f"{name}.pth")
+    return workspace, models
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("source", [SMALL_VIT, SMALL_CONV])
+def test_the_classifier_that_came_with_an_expert_is_its_tasks_head(tmp_path, source, biases):
+    def change(state):
+        return {f"module.{n}": t for n, t in state.items() if biases or n not in ("head.bias", "fc.bias")}
+
+    workspace, models = with_classifiers(tmp_path, source, change)
+    teachers = workspace.teachers(workspace.setting())["experts"]
+    for (task, model), said in zip(models.items(), teachers, strict=True):
+        if not biases:
+            model.get_classifier().bias.data.zero_()
+        images, labels = workspace.inputs("adaptation", task), workspace.split("adaptation")[task].labels
+        with torch.no_grad():
+            expected = model(workspace.backbone.preprocess(images))
+        torch.testing.assert_close(said, expected, rtol=1e-5, atol=1e-5)
+        expert = workspace.expert(task)
+        scores = workspace.evaluate(expert.theta, task, "adaptation", tasks=[task], statistics=expert.statistics)
+        assert scores["accuracy"].item() == (expected.argmax(1) == labels).double().mean().item()
+        loss = torch.nn.functional.cross_entropy(expected, labels).item()
+        assert scores["loss"].item() == pytest.approx(loss, rel=1e-5)
+        given = workspace.heads[task], (images, labels), workspace.backbone.preprocess, RUNTIME
+        loss_at = image_loss(*given, task=task, batch=20, seed=0)
+        assert torch.isfinite(loss_at(workspace.place(expert.theta, expert.statistics), 0))
+    merged = merge_by_name(workspace, "AdaMerging (layer-wise)", adaptation_steps=2)
+    assert torch.isfinite(merged.theta).all()
+    assert evaluate_per_task(workspace, merged.theta, "x")["loss"].notna().all()
+    assert workspace.fisher(images=2).gt(0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {n: t for n, t in s.items() if not n.startswith("fc.")}, r"no classifier of one linear .*: none\)"),
+        (lambda s: s | {"head_dist.weight": s["fc.weight"], "head_dist.bias": s["fc.bias"]}, "no classifier .*head_d"),
+        (lambda s: {n: t for n, t in s.items() if n != "fc.weight"}, "no classifier of .*: fc.bias"),
+        (lambda s: s | {"fc.weight": s["fc.weight"][:3], "fc.bias": s["fc.bias"][:3]}, r"\[3\], but the task has"),
+        (lambda s: s | {"fc.weight": s["fc.weight"][:, :7]}, r"\d, 7\] and .* classes, of 16 f"),
+        (lambda s: s | {"fc.weight": s["fc.weight"].flatten()}, "its classifier is "),
+        (lambda s: s | {"fc.bias": s["fc.bias"] / 0}, "its classifier has NaN or Inf"),
+        (lambda s: s | {"fc.weight": s["fc.weight"].to(torch.int8)}, "or is stored as integers"),
+    ],
+)  # fmt: skip
+def test_a_classifier_that_does_not_fit_is_refused_in_one_sentence(tmp_path, change, message):
+    workspace, _ = with_classifiers(tmp_path, SMALL_CONV, change)
+    with pytest.raises(ValueError, match=message) as error:
+        _ = workspace.heads
+    assert "\n" not in str(error.value) and str(tmp_path / "scenes.pth") in str(error.value)
+
+
+def test_heads_of_experts_need_experts_of_timm():
+    for options in ({"model": SMALL_CONV}, {"experts": "x/{task}"}):
+        with pytest.raises(
+            ValueError, match="parameter 'head' is 'expert': only finished experts of timm come with one"
+        ):
+            get_profile("tiny", head="expert", **options)
 
 
 def test_a_profile_that_asks_for_text_is_refused(tmp_path):
