@@ -59,6 +59,7 @@ from lib.figures.merging import (
     which_method,
 )
 from lib.figures.method import method
+from lib.figures.own import before_and_after
 from lib.figures.protocol import hypergradient, protocol
 from lib.figures.real import real_images, weak_experts
 from lib.runtime.disk import ROOT, atomic_path
@@ -69,7 +70,7 @@ Table = pd.DataFrame
 # The figures that are drawn from the one table of their name: that of one seed, or mean and spread over all of them.
 ONE_SEED = (
     pretraining, probe, learning_curves, cross_evaluation, norms, similarity, scaling, mask_samples,
-    convergence, planted,
+    convergence, planted, before_and_after,
 )  # fmt: skip
 ALL_SEEDS = (
     adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic, masked_experts, phases,

@@ -7,17 +7,15 @@ import glob
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from lib.files.sets import DataError
 from lib.files.weights import SUFFIXES
 from lib.runtime.device import choose_runtime
-from lib.study.card import losers, refuse_full
+from lib.study.card import refuse_full
 from lib.study.merge_files import TYPES, merge_files
-from lib.study.own import NAMES, before_and_after, choose_method, merge_own
+from lib.study.own import NAMES, before_and_after, choose_method, merge_own, warnings_of
 from lib.study.profiles import get_profile
 from lib.study.study import Study
 from lib.study.workspace import Workspace
@@ -154,16 +152,6 @@ def _merge_study(given: argparse.Namespace) -> Path:
     return export(
         workspace, merged.theta, given.out, library=given.library, about=about, scores=scores, notes=notes, heads=data
     )
-
-
-def warnings_of(scores: pd.DataFrame) -> Iterator[str]:
-    """Sentences on what a user should know of held-out scores: tasks that lose, experts that are no better."""
-    for task in losers(scores, "Merged", "Pre-trained"):
-        yield f"'{task}' is worse than before any fine-tuning: leave it out, or keep its own expert."
-    for task in losers(scores, "Experts", "Pre-trained"):
-        yield f"The expert of '{task}' is worse than the pre-trained model: is it the right file?"
-    if lost := losers(scores, "Merged", "Experts"):
-        yield f"Below their own expert, beyond the sampling of images: {', '.join(lost)}."
 
 
 def _open(given: argparse.Namespace) -> Workspace:

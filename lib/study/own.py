@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
 from torch import Tensor
 
 from lib.fusion import METHODS
+from lib.study.card import losers
 from lib.study.profiles import LanguageProfile
 from lib.study.rates import choose_rates
 from lib.study.recipes import merge_by_name
@@ -152,3 +154,13 @@ def before_and_after(workspace: Workspace, theta: Tensor) -> pd.DataFrame:
     for task, expert in workspace.points():
         tables.append(workspace.evaluate(expert, "Experts", tasks=[task], **workspace.own_buffers(task)))
     return pd.concat([*tables, workspace.evaluate(theta, "Merged")], ignore_index=True)
+
+
+def warnings_of(scores: pd.DataFrame) -> Iterator[str]:
+    """Sentences on what a user should know of held-out scores: tasks that lose, experts that are no better."""
+    for task in losers(scores, "Merged", "Pre-trained"):
+        yield f"'{task}' is worse than before any fine-tuning: leave it out, or keep its own expert."
+    for task in losers(scores, "Experts", "Pre-trained"):
+        yield f"The expert of '{task}' is worse than the pre-trained model: is it the right file?"
+    if lost := losers(scores, "Merged", "Experts"):
+        yield f"Below their own expert, beyond the sampling of images: {', '.join(lost)}."
