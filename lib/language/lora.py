@@ -127,7 +127,7 @@ def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
             state = {name: fitted[name].to(start[name]) for name in start}
         else:
             state = _merged_by_peft(str(source), model)
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # whatever odd fields lead to in peft: `re.error`, say
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"expert {source} cannot be merged: {reason}") from None
     if state.keys() != start.keys():
@@ -144,7 +144,9 @@ def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _merged_by_peft(source: str, model: nn.Module) -> dict[str, Tensor]:
-    tensors = read_adapter(source, model)[1]
+    config, tensors = read_adapter(source, model)
+    if "niter" in (start := str(getattr(config, "init_lora_weights", ""))):
+        raise ValueError(f"its init_lora_weights '{start}' split the base at random: let peft convert it to plain LoRA")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.random.fork_rng(devices=[]):  # peft draws an adapter before it reads one
@@ -200,8 +202,9 @@ def load_adapter(source: str, model: PeftModel) -> dict[str, Tensor]:
     """
     try:
         config, tensors = read_adapter(source, model)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"adapter {source}: {error}") from None
+    except Exception as error:  # as in `merged_weights`
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"adapter {source}: {reason}") from None
     wanted = model.peft_config[NAME]
     for what, name in (("r", "lora_rank"), ("lora_alpha", "lora_alpha"), ("target_modules", "lora_targets")):
         found, expected = getattr(config, what, None), getattr(wanted, what)

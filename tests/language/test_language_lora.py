@@ -1,6 +1,7 @@
 """LoRA adapters: the same as peft's own merging, saved and loaded bit for bit, errors that name the mend."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -230,6 +231,26 @@ def test_an_adapter_of_another_base_of_the_same_shape_is_refused(tmp_path):
     (tmp_path / "base1" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"base1/model.safetensors is not a complete safetensors file"):
         merged_weights(folder, other)
+
+
+def test_an_adapter_whose_base_was_split_at_random_is_refused(tmp_path):
+    """Read again, peft splits the base in another way, and the merged weights are wrong."""
+    exotic(tmp_path, init_lora_weights="pissa_niter_4")
+    with pytest.raises(ValueError, match="its init_lora_weights 'pissa_niter_4' split the base at random"):
+        merged_weights(tmp_path, mini_t5())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("exclude_modules", "("), ("target_modules", "("), ("peft_type", "x"), ("r", "x"), ("r", None)]
+)
+def test_odd_fields_of_a_configuration_are_one_sentence(tmp_path, field, value):
+    save_adapter(fresh(), trained(), tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: value}))
+    for read in (lambda: merged_weights(tmp_path, mini_t5()), lambda: load_adapter(str(tmp_path), fresh())):
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))) as error:
+            read()
+        assert "\n" not in str(error.value)
 
 
 def test_an_adapter_that_began_from_another_a_has_no_task_vector_of_its_parameters():

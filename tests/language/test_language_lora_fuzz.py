@@ -48,7 +48,7 @@ FIELDS = {
 # What stands in a file may be anything, also what peft would never write.
 ODD = st.sampled_from([None, -1, 0, 3, 1.5, "(", "x", [], ["q"], {}, {"q": 0}, {"q": "x"}, {"(": 2}, True, [[0, 9]]])
 MORE = ("peft_type", "base_model_name_or_path", "revision", "auto_mapping", "loftq_config", "megatron_config", "x")
-DAMAGE = ["none"] * 6 + ["field", "field", "drop", "shape", "nan", "half", "cut", "weights are missing"]
+DAMAGE = ["none"] * 4 + ["field"] * 4 + ["drop", "shape", "nan", "half", "cut", "weights are missing"]
 
 
 def drawn_adapter(draw, folder):
@@ -114,7 +114,8 @@ def test_any_adapter_is_merged_as_peft_merges_it_or_refused_in_one_sentence(tmp_
         event(f"refused, {how}")
         assert "\n" not in str(error) and str(folder) in str(error)
         unchanged = expected.keys() == before.keys() and all(torch.equal(expected[n], before[n]) for n in before)
-        assert how != "none" or expected.keys() != before.keys() or unchanged, error
+        random = "split the base at random" in str(error)
+        assert how != "none" or expected.keys() != before.keys() or unchanged or random, error
     else:
         event(f"merged, {how}")
         assert how not in ("drop", "shape", "nan", "cut", "weights are missing"), "it was refused"
