@@ -7,6 +7,7 @@ pandas here.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -17,22 +18,29 @@ from lib.study.profiles import LanguageProfile, Profile
 
 DATA = "+data="  # what the hash follows in a label
 ADDED = ("+precision=", "+device=", DATA)  # what follows the profile's own label, in this order
-# Parquet files and zip archives end with an index of what they hold, safetensors with a layer: that of a corrected file
-# is another one. With so many files that opening them takes long, they are images, and their sizes say enough.
-TAIL, MANY = 1 << 16, 500
+# So little is read whole, and so are tables of text, where a corrected label has the length of the wrong one. Of other
+# files the last bytes are read, an index or a layer, and times are looked at; of so many files times alone.
+LITTLE, TAIL, MANY, TEXTS = 1 << 26, 1 << 16, 500, (".csv", ".tsv", ".json", ".jsonl")
 TOLD = "data_root"  # noted, but no part of what identifies the inputs: a copy of a mirror is the same data
 
 
 def fingerprint(place: Path) -> str:
-    """A short hash of a file or of all files in a folder: of their names, sizes and last bytes, not of their times."""
-    files, total = _files(place), hashlib.sha256()
-    for path in files:
-        total.update(f"{path.relative_to(place)} {path.stat().st_size} ".encode())
-        if len(files) <= MANY:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - TAIL))
-                total.update(file.read())
+    """A short hash of a file or of all files in a folder: names, sizes and content, or times where that is much."""
+    files, total = {path: path.stat() for path in _files(place)}, hashlib.sha256()
+    little = len(files) <= MANY and sum(stat.st_size for stat in files.values()) <= LITTLE
+    for path, stat in files.items():
+        total.update(f"{path.relative_to(place)} {stat.st_size} ".encode())
+        whole, known = little or path.suffix.lower() in TEXTS, (stat.st_size, stat.st_mtime_ns)
+        total.update(b"" if whole else str(known).encode())
+        total.update(_content(path, whole, *known) if whole or len(files) <= MANY else b"")
     return total.hexdigest()[:16]
+
+
+@functools.lru_cache(10_000)  # asked for by every saved table
+def _content(path: Path, whole: bool, size: int, time: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(0 if whole else max(0, size - TAIL))
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _files(place: Path) -> list[Path]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lib.study.inputs import chosen, difference, fingerprint, inputs_of, label_of, without_data
+from lib.study.inputs import LITTLE, MANY, TAIL, chosen, difference, fingerprint, inputs_of, label_of, without_data
 from lib.study.profiles import get_profile
 from lib.study.study import Study
 
@@ -132,3 +132,29 @@ def test_only_what_both_know_can_differ():
     old, new = {"data_root": "/a", "mnist": "1"}, {"data_root": "/b", "mnist": "1", "revision of x/y": "2"}
     assert difference(old, new) == difference({}, new) == ""
     assert difference(new, old | {"revision of x/y": "3"}) == "'revision of x/y' was 2, is 3"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_corrected_label_is_seen_wherever_it_stands(tmp_path, many):
+    """Of the same length, in the first lines of a long table, beside few or many images."""
+    for number in range(MANY if many else 2):
+        (tmp_path / f"{number}.png").touch()
+    table, found = tmp_path / "metadata.csv", set()
+    for first in ("0", "1"):
+        table.write_text(f"file_name,label\n0.png,{first}\n" + "1.png,1\n" * TAIL)
+        os.utime(table, (1, 1 + int(first)))
+        found.add(fingerprint(tmp_path))
+    assert len(found) == 2
+    os.utime(table, (3, 3))
+    assert fingerprint(tmp_path) in found
+
+
+def test_a_layer_of_a_file_that_is_not_read_whole_is_seen_by_its_time(tmp_path, monkeypatch):
+    weights, found = tmp_path / "model.safetensors", set()
+    for little in (LITTLE, 100):
+        monkeypatch.setattr("lib.study.inputs.LITTLE", little)
+        for number in range(2):
+            weights.write_bytes(bytes([number]) + bytes(2 * TAIL))
+            os.utime(weights, (number, number))
+            found.add(fingerprint(weights))
+    assert len(found) == 4
