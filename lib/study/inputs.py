@@ -77,9 +77,7 @@ def chosen(profile: Profile, data_root: str = "") -> dict[str, str]:
     experts = _experts(profile).items()
     named = {task: fingerprint(place) if place.exists() else f"hub:{place}" for task, place in experts}
     weights = {field: Path(getattr(profile, field, "")).expanduser() for field in ("model", "pretrained")}
-    files = {
-        f"file of {field}": fingerprint(place) for field, place in weights.items() if place.name and place.exists()
-    }
+    files = {f"file of {field}": fingerprint(own) for field, own in weights.items() if own.name and own.exists()}
     return sets | {f"expert of {task}": told for task, told in named.items()} | files
 
 

@@ -231,9 +231,7 @@ class LanguageWorkspace(Workspace):
         if self.study.profile.adapters:
             return {name: start | changed for name, changed in self._finished.items()}
         changes = {name: weight_change(adapter, **self.lora) for name, adapter in self.adapters.items()}
-        return {
-            name: {layer: start[layer] + part for layer, part in change.items()} for name, change in changes.items()
-        }
+        return {name: {layer: start[layer] + own for layer, own in change.items()} for name, change in changes.items()}
 
     def evaluate(
         self,
