@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lib.files.lineages import path_of, pattern_of
+from lib.files.sets import IMAGES, Source
 from lib.study.profiles import LanguageProfile, Profile
 
 DATA = "+data="  # what the hash follows in a label
@@ -102,15 +103,26 @@ def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:
 
     A revision is known once something was downloaded.
     """
-    import pyarrow.parquet as parquet  # here, not above: the Snakefile does not need it
-
     found: dict[str, object] = {TOLD: data_root} if data_root else {}
     found |= chosen(profile, data_root)
-    for task, place in local_sets(profile, data_root).items():
-        tables = [path for path in _files(place) if path.suffix == ".parquet"]
-        if tables:
-            found[f"rows of {task}"] = sum(parquet.read_metadata(path).num_rows for path in tables)
+    sets = [Source(task, place) for task, place in local_sets(profile, data_root).items()]
+    found |= {f"rows of {own.name}": _rows(own, own.fingerprint()) for own in sets if own.listed[0]}
     return found | dict(_revisions(profile, data_root))
+
+
+@functools.lru_cache(64)
+def _rows(source: Source, fingerprint: str) -> int:
+    """How many rows or images a set has; of one that cannot be read it is said why."""
+    kind, splits, _ = source.listed
+    paths = [path for own in splits.values() for path in own]
+    if kind == "imagefolder":
+        return sum(path.suffix.lower() in IMAGES for path in paths)
+    from pyarrow import ArrowInvalid, parquet  # here, not above: the Snakefile does not need it
+
+    try:
+        return sum(parquet.read_metadata(path).num_rows for path in paths)
+    except (ArrowInvalid, OSError):  # no parquet, or damaged, which `count` will name
+        return sum(map(source.count, splits))
 
 
 def _revisions(profile: Profile, data_root: str) -> Iterator[tuple[str, str]]:

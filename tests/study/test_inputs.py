@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -11,7 +12,7 @@ from pyarrow import parquet
 
 from lib.study.inputs import LITTLE, MANY, TAIL, chosen, difference, fingerprint, inputs_of, label_of, without_data
 from lib.study.profiles import get_profile
-from lib.study.study import Study
+from lib.study.study import Study, open_study
 
 TABLE = pd.DataFrame({"method": ["a"], "task": ["mnist"], "accuracy": [0.5]})
 
@@ -158,3 +159,25 @@ def test_a_layer_of_a_file_that_is_not_read_whole_is_seen_by_its_time(tmp_path, 
             os.utime(weights, (number, number))
             found.add(fingerprint(weights))
     assert len(found) == 4
+
+
+def test_rows_are_counted_whatever_form_a_set_has(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "train.csv").write_text("image,label\n" + "a.png,b\n" * 5)
+    (tmp_path / "table" / "test.csv").write_text("image,label\n" + "a.png,b\n" * 2)
+    for number in range(3):
+        (tmp_path / "images" / "train" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / "train" / f"class{number % 2}" / f"{number}.png").touch()
+    (tmp_path / "images" / "train" / "metadata.csv").touch()
+    datasets.Dataset.from_dict({"label": [1, 2, 3, 4]}).save_to_disk(tmp_path / "saved" / "train")
+    told = inputs_of(get_profile("tiny-real", tasks="table images saved gone"), str(tmp_path))
+    assert {name: rows for name, rows in told.items() if "rows" in name} == {
+        "rows of table": 7, "rows of images": 3, "rows of saved": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"version https://git-lfs", "`git lfs pull` fetches"), (b"", "")])
+def test_a_table_that_cannot_be_read_is_named_when_the_study_opens(root, content, why):
+    (root / "dtd" / "data" / "train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"dtd/data/train-00000-of-00001.parquet cannot be read as parquet .*{why}"):
+        open_study({"profile": "tiny-real", "tasks": "mnist dtd", "data_root": str(root)})
