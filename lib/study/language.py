@@ -172,9 +172,8 @@ class LanguageWorkspace(Workspace):
             length = answer_length(self.tasks[task], self.tokenizer) if setting.whole_answers else 1
             found.append(call(self.model, theta, setting.inputs[task], self.study.runtime, length))
         answers, logits = ([own.cpu() for own in every] for every in zip(*found, strict=True))
-        return (
-            {"experts": logits, "answers": answers} if setting.whole_answers else {"experts": [x[:, 0] for x in logits]}
-        )
+        whole = {"experts": logits, "answers": answers}
+        return whole if setting.whole_answers else {"experts": [x[:, 0] for x in logits]}
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from random import Random
 
 import pytest
@@ -172,3 +173,12 @@ def test_a_wrong_source_says_what_to_name(tmp_path):
         load_t5(str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no T5 checkpoint in .*missing"):
         load_t5(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("damage", [b"version https://git-lfs.github.com/spec/v1", b"<html>", b"", b"\x09"])
+def test_damaged_weights_are_named(tmp_path, damage):
+    shutil.copytree(TINY_T5, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"model\.safetensors (cannot be read|is not a complete)") as error:
+        load_t5(str(tmp_path))
+    assert "\n" not in str(error.value)
