@@ -80,6 +80,11 @@ def test_experts_are_told_apart_by_their_files(tmp_path):
     assert chosen(adapters) == {"expert of cola": fingerprint(tmp_path / "cola")}
 
 
+def test_places_whose_names_look_alike_in_a_label_lie_apart():
+    one, other = (get_profile("clip-vit-b-32", experts=f"~/gone/{place}/{{task}}") for place in ("a/b", "a_b"))
+    assert one.label == other.label and label_of(one) != label_of(other)
+
+
 def test_weights_in_a_file_are_told_apart_too(tmp_path):
     weights = tmp_path / "model.safetensors"
     profile = get_profile("deit-tiny", tasks="mnist", pretrained=str(weights))
