@@ -176,8 +176,11 @@ if workflow.is_main_process and not workflow.dryrun:
     try:
         run_lock.__enter__()
         atexit.register(run_lock.__exit__, None, None, None)
+        Path(".snakemake/study").write_text(f"{os.uname().nodename}, process {os.getpid()}")
     except BlockingIOError:
-        raise WorkflowError("another `make study` is running in this folder; wait for it, or stop it first") from None
+        other = Path(".snakemake/study").read_text() if Path(".snakemake/study").is_file() else "unknown"
+        what = f"another `make study` is running in this folder ({other}); wait for it, or stop it first"
+        raise WorkflowError(what) from None
 
 # What Snakemake says between two notebooks drowns what the notebooks say; so does its echo of an error that the
 # notebook has already explained. The whole record is in .snakemake/log.

@@ -20,10 +20,13 @@ usable() {
 }
 
 # The project itself is found where it lies: nothing is built, and nothing is written into the checkout. In ASCII, since
-# Python reads such a file by the locale and does not start at all where it cannot.
+# Python reads such a file by the locale and does not start at all where it cannot. An environment inside the checkout says
+# it as seen from there: of a copy of both, opened by an editor, it is the copy.
 tell_where() {
-    "$venv/bin/python" -c 'import os, pathlib, sysconfig as s
-line = f"import sys; sys.path.append({os.getcwd()!a})\n"
+    "$venv/bin/python" -c 'import os, pathlib, sys, sysconfig as s
+inside = os.path.relpath(*map(os.path.realpath, (os.getcwd(), sys.prefix)))
+place = f"os.path.join(sys.prefix, {inside!a})" if set(inside.split(os.sep)) == {".."} else ascii(os.getcwd())
+line = f"import os, sys; sys.path.append(os.path.abspath({place}))\n"
 pathlib.Path(s.get_path("purelib"), "concrete_subspace_study.pth").write_text(line)' ||
         fail "$venv cannot be written to (message above)"
 }

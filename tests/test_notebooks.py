@@ -3,16 +3,18 @@
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from lib import figures
 from lib.study.evaluation import gather, main_table
-from lib.study.profiles import LanguageProfile, RealProfile, VisionProfile, family_of
+from lib.study.profiles import LanguageProfile, RealProfile, VisionProfile, family_of, get_profile
 from lib.study.statistics import compare_methods
 from lib.study.study import ROOT, open_study
 
@@ -145,3 +147,21 @@ def test_a_committed_table_is_of_its_own_seed_alone():
     mixed = [table for table in tables if set(seeds[table]) - {own[table]} and table.stem != "planted"]
     assert len(tables) > 100, "they are found"
     assert not mixed
+
+
+def test_one_task_alone_is_a_set_of_one():
+    """Where notebooks compare or choose several tasks: what they compute of a single one."""
+    tau = torch.ones(1, 4)
+    study = SimpleNamespace(seed=0, profile=get_profile("tiny", tasks="scenes"))
+    workspace = SimpleNamespace(task_vectors=tau, setting=lambda subset: SimpleNamespace(task_vectors=tau))
+    for number, words in (("11", ("counts =", "def draw_subset", "def interference")), ("13", ("= {", "def alike"))):
+        (path,) = (path for path in NOTEBOOKS if path.stem.startswith(number))
+        names = {"study": study, "workspace": workspace, "names": ["scenes"], "whole": False, "pd": pd, "clean": str}
+        for word in words:
+            exec(next(cell.source for cell in code_cells(nbformat.read(path, 4)) if word in cell.source), names)
+        if number == "11":
+            assert names["subsets"] == [("scenes",)] and list(names["measured"]) == ["scenes"]
+            assert names["measured"]["scenes"]["cancelled"] == 0
+        else:
+            assert names["held_out"] == {"A": ()} or names["held_out"] == {"A": []}
+            assert names["chosen"] == {"least alike": ("scenes",), "most alike": ("scenes",)}

@@ -114,9 +114,7 @@ def mend(needs: Needs, room: float) -> str:
 
 def _changes(needs: Needs, batch: int) -> Iterator[dict[str, object]]:
     """From the cheapest: fewer inputs at once; task vectors in bfloat16, which rounds; mapped ones, which are slow."""
-    fewer = [
-        batch * tasks for tasks in (needs.tasks // 2, needs.tasks // 4, 1) if 0 < batch * tasks < needs.rows_at_once
-    ]
+    fewer = [batch * part for part in (needs.tasks // 2, needs.tasks // 4, 1) if 0 < batch * part < needs.rows_at_once]
     yield from ({"rows_at_once": rows} for rows in fewer)
     for vectors in ("bf16", "mapped"):
         if vectors != needs.vectors and needs.vectors != "mapped":

@@ -179,9 +179,7 @@ def _named(root: object) -> Iterator[tuple[str, Tensor]]:
     while waiting:
         prefix, part = waiting.pop()
         if isinstance(part, Inert):
-            parameters, buffers, inner = (
-                part.state.get(f"_{kind}", {}) for kind in ("parameters", "buffers", "modules")
-            )
+            parameters, buffers, inner = (part.state.get(f"_{own}", {}) for own in ("parameters", "buffers", "modules"))
             tensors = {name: value for name, value in (parameters | buffers).items() if value is not None}
         else:
             tensors, inner = {name: value for name, value in part.items() if isinstance(value, Tensor)}, part

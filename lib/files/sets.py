@@ -122,7 +122,8 @@ class Source:
             reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:200]
             if part.is_file() and part.stat().st_size < 1000 and part.read_bytes().startswith(LFS):
                 reason = "it is a pointer of Git LFS; `git lfs pull` fetches the file"
-            raise DataError(f"{part} cannot be read as {kind} ({reason}); copy the file again") from error
+            mend = "drop that column" if "datasets dtype" in reason else "copy the file again"
+            raise DataError(f"{part} cannot be read as {kind} ({reason}); {mend}") from error
 
     def features(self, split: str) -> Iterator[tuple[Path, Features]]:
         """Names and types of the columns in each part of a split."""

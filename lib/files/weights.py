@@ -230,10 +230,8 @@ def _tied(parts: Mapping[str, tuple], given: Weights, start: Mapping[str, Tensor
     """For each layer that is not there: another that the pre-trained model has tied to it."""
     found = {}
     for name in (name for name in parts if TIED.search(name) and not set(parts[name]) & given.like.keys()):
-        same = (
-            other for other in parts if other != name and TIED.search(other) and set(parts[other]) <= given.like.keys()
-        )
-        if twin := next((other for other in same if torch.equal(start[name], start[other])), None):
+        same = (own for own in parts if own != name and TIED.search(own) and set(parts[own]) <= given.like.keys())
+        if twin := next((own for own in same if torch.equal(start[name], start[own])), None):
             found[name] = parts[twin]
     return found
 

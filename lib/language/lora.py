@@ -135,9 +135,7 @@ def merged_weights(source: Path | str, model: nn.Module) -> dict[str, Tensor]:
         raise ValueError(f"expert {source} adds or unties '{odd}' (modules_to_save?), which the model has not")
     if unfit := [name for name in start if state[name].shape != start[name].shape or not state[name].isfinite().all()]:
         raise ValueError(f"expert {source}: '{unfit[0]}' has another shape, NaN or Inf: was it made for another model?")
-    changed = {
-        name: tensor.cpu() for name, tensor in state.items() if not torch.equal(tensor.to(start[name]), start[name])
-    }
+    changed = {name: own.cpu() for name, own in state.items() if not torch.equal(own.to(start[name]), start[name])}
     if not changed:
         raise ValueError(f"expert {source} changes nothing (every B is 0): was it saved before training?")
     return changed
@@ -231,9 +229,8 @@ def check_same_start(adapter: Mapping[str, Tensor], start: Mapping[str, Tensor],
     Raises:
         ValueError: if it began from another random A: then A - A_0 says nothing of what was learned.
     """
-    own, first = (
-        torch.cat([factors[name].flatten() for name in start if ".lora_A." in name]) for factors in (adapter, start)
-    )
+    names = [name for name in start if ".lora_A." in name]
+    own, first = (torch.cat([factors[name].flatten() for name in names]) for factors in (adapter, start))
     cosine = torch.nn.functional.cosine_similarity(own.double(), first.double(), dim=0).item()
     if cosine < SAME_START:
         raise ValueError(

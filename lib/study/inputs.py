@@ -7,32 +7,41 @@ pandas here.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lib.files.lineages import path_of, pattern_of
+from lib.files.sets import IMAGES, Source
 from lib.study.profiles import LanguageProfile, Profile
 
 DATA = "+data="  # what the hash follows in a label
 ADDED = ("+precision=", "+device=", DATA)  # what follows the profile's own label, in this order
-# Parquet files and zip archives end with an index of what they hold, safetensors with a layer: that of a corrected file
-# is another one. With so many files that opening them takes long, they are images, and their sizes say enough.
-TAIL, MANY = 1 << 16, 500
+# So little is read whole, and so are tables of text, where a corrected label has the length of the wrong one. Of other
+# files the last bytes are read, an index or a layer, and times are looked at; of so many files times alone.
+LITTLE, TAIL, MANY, TEXTS = 1 << 26, 1 << 16, 500, (".csv", ".tsv", ".json", ".jsonl")
 TOLD = "data_root"  # noted, but no part of what identifies the inputs: a copy of a mirror is the same data
 
 
 def fingerprint(place: Path) -> str:
-    """A short hash of a file or of all files in a folder: of their names, sizes and last bytes, not of their times."""
-    files, total = _files(place), hashlib.sha256()
-    for path in files:
-        total.update(f"{path.relative_to(place)} {path.stat().st_size} ".encode())
-        if len(files) <= MANY:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - TAIL))
-                total.update(file.read())
+    """A short hash of a file or of all files in a folder: names, sizes and content, or times where that is much."""
+    files, total = {path: path.stat() for path in _files(place)}, hashlib.sha256()
+    little = len(files) <= MANY and sum(stat.st_size for stat in files.values()) <= LITTLE
+    for path, stat in files.items():
+        total.update(f"{path.relative_to(place)} {stat.st_size} ".encode())
+        whole, known = little or path.suffix.lower() in TEXTS, (stat.st_size, stat.st_mtime_ns)
+        total.update(b"" if whole else str(known).encode())
+        total.update(_content(path, whole, *known) if whole or len(files) <= MANY else b"")
     return total.hexdigest()[:16]
+
+
+@functools.lru_cache(10_000)  # asked for by every saved table
+def _content(path: Path, whole: bool, size: int, time: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(0 if whole else max(0, size - TAIL))
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _files(place: Path) -> list[Path]:
@@ -69,9 +78,7 @@ def chosen(profile: Profile, data_root: str = "") -> dict[str, str]:
     experts = experts_of(profile).items()
     named = {task: fingerprint(place) if place.exists() else f"hub:{place}" for task, place in experts}
     weights = {field: Path(getattr(profile, field, "")).expanduser() for field in ("model", "pretrained")}
-    files = {
-        f"file of {field}": fingerprint(place) for field, place in weights.items() if place.name and place.exists()
-    }
+    files = {f"file of {field}": fingerprint(own) for field, own in weights.items() if own.name and own.exists()}
     return sets | {f"expert of {task}": told for task, told in named.items()} | files
 
 
@@ -96,15 +103,26 @@ def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:
 
     A revision is known once something was downloaded.
     """
-    import pyarrow.parquet as parquet  # here, not above: the Snakefile does not need it
-
     found: dict[str, object] = {TOLD: data_root} if data_root else {}
     found |= chosen(profile, data_root)
-    for task, place in local_sets(profile, data_root).items():
-        tables = [path for path in _files(place) if path.suffix == ".parquet"]
-        if tables:
-            found[f"rows of {task}"] = sum(parquet.read_metadata(path).num_rows for path in tables)
+    sets = [Source(task, place) for task, place in local_sets(profile, data_root).items()]
+    found |= {f"rows of {own.name}": _rows(own, own.fingerprint()) for own in sets if own.listed[0]}
     return found | dict(_revisions(profile, data_root))
+
+
+@functools.lru_cache(64)
+def _rows(source: Source, fingerprint: str) -> int:
+    """How many rows or images a set has; of one that cannot be read it is said why."""
+    kind, splits, _ = source.listed
+    paths = [path for own in splits.values() for path in own]
+    if kind == "imagefolder":
+        return sum(path.suffix.lower() in IMAGES for path in paths)
+    from pyarrow import ArrowInvalid, parquet  # here, not above: the Snakefile does not need it
+
+    try:
+        return sum(parquet.read_metadata(path).num_rows for path in paths)
+    except (ArrowInvalid, OSError):  # no parquet, or damaged, which `count` will name
+        return sum(map(source.count, splits))
 
 
 def _revisions(profile: Profile, data_root: str) -> Iterator[tuple[str, str]]:

@@ -167,9 +167,8 @@ class LanguageWorkspace(Workspace):
             length = answer_length(self.tasks[task], self.tokenizer) if setting.whole_answers else 1
             found.append(call(self.model, theta, setting.inputs[task], self.study.runtime, length))
         answers, logits = ([own.cpu() for own in every] for every in zip(*found, strict=True))
-        return (
-            {"experts": logits, "answers": answers} if setting.whole_answers else {"experts": [x[:, 0] for x in logits]}
-        )
+        whole = {"experts": logits, "answers": answers}
+        return whole if setting.whole_answers else {"experts": [x[:, 0] for x in logits]}
 
     def scored(self, tasks: Sequence[str], corruption: str, limit: int) -> dict[str, object]:
         """What held-out scores of a point depend on beside the point, for keys."""
@@ -240,9 +239,7 @@ class LanguageWorkspace(Workspace):
         if self.study.profile.adapters:
             return {name: start | changed for name, changed in self._finished.items()}
         changes = {name: weight_change(adapter, **self.lora) for name, adapter in self.adapters.items()}
-        return {
-            name: {layer: start[layer] + part for layer, part in change.items()} for name, change in changes.items()
-        }
+        return {name: {layer: start[layer] + own for layer, own in change.items()} for name, change in changes.items()}
 
     def evaluate(
         self,

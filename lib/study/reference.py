@@ -102,9 +102,7 @@ def beside_published(
         return pd.DataFrame(columns=[*columns, "lineage", "model"]).astype({"here": float, "published": float})
     lineage = lineage or ("task-vectors" if here == OWN else here)
     if here not in (OWN, lineage):
-        raise ValueError(
-            f"the results are from experts of lineage '{here}', not '{lineage}': compare them with their own"
-        )
+        raise ValueError(f"the results are from experts of lineage '{here}', not '{lineage}': compare with their own")
     there = published(lineage=lineage, model=model, experiment="eight tasks", path=path)
     there = there[there["task"] == "mean"].set_index("method")["score"]
     if "Experts" not in there:

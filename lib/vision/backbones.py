@@ -32,7 +32,7 @@ def load_timm(source: str, pretrained: str = "", image_size: int = 0) -> Backbon
         source: "timm:NAME", or "timm:NAME(option=value, ...)" with options of timm's own constructor, such as
             "timm:vit_tiny_patch16_224(patch_size=8, depth=3)".
         pretrained: "" for random weights (always the same ones), "hub" for timm's download, or a file or folder with
-            weights under timm's names (see `lib.files.weights`).
+            weights under timm's names (see `lib.files.weights`), whose activation must be known.
         image_size: side of the input in pixels; 0 takes the model's own. Position embeddings of another size are
             resampled by timm.
 
@@ -40,6 +40,14 @@ def load_timm(source: str, pretrained: str = "", image_size: int = 0) -> Backbon
         ValueError: if timm cannot build the model, or the weights are missing or those of another model.
     """
     name, options = parse(source)
+    base, _, tag = name.partition(".")
+    twin, of_file = base.replace("_clip_", "_clip_quickgelu_"), pretrained not in ("", "hub")
+    either = twin != base and timm.is_model(twin) and "act_layer" not in options
+    if either and (tag == "openai" or (of_file and not tag)):
+        raise ValueError(
+            f"OpenAI's weights compute with QuickGELU, '{source}' with GELU: set model='timm:{twin}' if they are "
+            f"OpenAI's or come from those, else model='timm:{base}(act_layer=\"gelu\")'"
+        )
     size, fixed = _input_size(name)
     if image_size and fixed:  # convolutions take any size as they are
         options["img_size"] = image_size

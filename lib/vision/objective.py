@@ -59,9 +59,7 @@ class ImageObjective(PredictionObjective[Tensor]):
                 raise ValueError(f"head {number} has shape {list(head.shape)}, expected [classes, width]")
         mixes = bool(batch_norms(model.module))  # then a row's prediction depends on the other rows
         if mixes and rows_at_once:
-            raise ValueError(
-                f"rows_at_once is {rows_at_once}, but BatchNorm needs all tasks in one batch: leave it out"
-            )
+            raise ValueError(f"rows_at_once is {rows_at_once}, but BatchNorm needs all tasks in one batch: omit it")
         if not mixes and not rows_at_once and runtime.device == "cpu":
             rows_at_once = max(1, CPU_PIXELS // images[0][0, 0].numel())
         counts, classes = [len(pixels) for pixels in images], [len(head) for head in heads]

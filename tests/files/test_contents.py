@@ -110,6 +110,18 @@ def test_every_form_gives_the_same_set(tmp_path, form):
     assert pixels[:, 0, 0, 0].tolist() == list(rows) and sorted(folder.rglob("*")) == before
 
 
+def test_an_image_folder_that_datasets_wrote_as_parquet_is_read_by_its_paths(tmp_path):
+    for split in ("train", "test"):
+        class_folders(tmp_path / "images" / split)
+    made = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "images"), cache_dir=str(tmp_path / "cache"))
+    for split in made:
+        made[split].to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    assert parquet.read_table(tmp_path / "set" / "train-00000-of-00001.parquet")["image"][0]["bytes"].as_py() is None
+    source = Source("insects", tmp_path / "set")
+    assert read_contents(source).class_names == CLASSES
+    assert read_images(source, "train", np.arange(6), 8)[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
+
+
 def test_without_names_of_splits_all_is_train_and_test_is_cut_from_it(tmp_path):
     class_folders(tmp_path, count=40)
     source = Source("insects", tmp_path)

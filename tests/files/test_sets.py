@@ -1,9 +1,12 @@
 """Reading parquet files of real sets: decoding, checks, and one clear error for each thing that can be wrong."""
 
 import io
+import shutil
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from mirrors import make_mirror, picture, read_images, write_split
 from PIL import Image
@@ -110,6 +113,10 @@ def broken(kind, folder):
         train.write_bytes(b"this is not a parquet file")
     elif kind == "cut off":
         train.write_bytes(train.read_bytes()[: train.stat().st_size // 2])
+    elif kind == "map":
+        notes = pa.array([[("a", 1)]] * 60, pa.map_(pa.string(), pa.int64()))
+        rows = parquet.read_table(train).replace_schema_metadata(None)
+        parquet.write_table(rows.append_column("notes", notes), train)
     elif kind == "no image column":
         datasets.Dataset.from_dict({"photo": [1, 2], "label": [0, 1]}).to_parquet(train)
     elif kind == "no label column":
@@ -134,6 +141,7 @@ def broken(kind, folder):
         ("no train file", r"data: nothing of split 'train', there is test; call the files train-"),
         ("not parquet", r"train-00000-of-00001\.parquet cannot be read as parquet .*copy the file again"),
         ("cut off", r"train-00000-of-00001\.parquet cannot be read as parquet"),
+        ("map", r"train-00000-of-00001\.parquet cannot be read as parquet \(.*\('notes'\).*\); drop that column"),
         ("git lfs", r"train-00000-of-00001\.parquet cannot .* pointer of Git LFS; `git lfs pull` fetches the file"),
         ("no image column", r"has not one column of images, but photo, label; call the right one 'image'"),
         ("no label column", r"has not one column of labels, but image, score; call the right one 'label'"),
@@ -172,6 +180,23 @@ def test_files_of_one_split_may_order_their_classes_each_in_its_way(tmp_path):
     contents = read_contents(Source("pets", tmp_path))
     assert contents.class_names == ("red_fox", "owl", "newt")
     assert contents.labels["train"].tolist() == [0, 1, 2, 1, 0, 2] and contents.labels["test"].tolist() == [1, 1]
+
+
+def test_files_of_one_split_may_call_their_columns_each_in_its_way(tmp_path):
+    write_split(tmp_path, "train", [0, 1, 2], files=1)
+    write_split(tmp_path / "other", "train", [2, 1, 0], column="img")
+    (tmp_path / "train-00000-of-00001.parquet").rename(tmp_path / "train-00000-of-00002.parquet")
+    second = parquet.read_table(tmp_path / "other" / "train-00000-of-00001.parquet")
+    told = second.schema.metadata[b"huggingface"].replace(b'"label"', b'"labels"')
+    second = second.rename_columns(["img", "labels"]).replace_schema_metadata({"huggingface": told})
+    parquet.write_table(second, tmp_path / "train-00001-of-00002.parquet")
+    shutil.rmtree(tmp_path / "other")
+    write_split(tmp_path, "val", [0, 1, 2])
+    write_split(tmp_path, "test", [0, 1, 2])
+    source = Source("pets", tmp_path)
+    labels = read_contents(source).labels
+    assert labels["train"].tolist() == [0, 1, 2, 2, 1, 0] and labels["validation"].tolist() == [0, 1, 2]
+    assert read_images(source, "train", np.arange(6), 8).shape == (6, 3, 8, 8)
 
 
 def test_reading_from_files_asks_no_network(source, monkeypatch):

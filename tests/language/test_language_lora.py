@@ -123,6 +123,8 @@ def exotic(folder, base=None, **options):
     {"r": 2, "target_modules": ["k", "wi_0", "wo"]},
     {"init_lora_weights": "pissa"},
     {"init_lora_weights": "olora"},
+    {"init_lora_weights": "eva"},
+    {"init_lora_weights": "orthogonal"},
     {"init_lora_weights": "pissa", "use_rslora": True},
     {"modules_to_save": ["lm_head"]},
     {"layers_to_transform": [1], "layers_pattern": "block"},
@@ -259,6 +261,23 @@ def test_an_adapter_that_began_from_another_a_has_no_task_vector_of_its_paramete
     check_same_start(trained(), {n: t for n, t in fresh().named_parameters() if t.requires_grad}, "one")
     with pytest.raises(ValueError, match=r"adapter hub/x did not begin .* \(cosine -?0.0\d\).* task_vector='weights'"):
         check_same_start(other, views, "hub/x")
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ({"init_lora_weights": "corda"}, "preprocess_corda"),
+        ({"alora_invocation_tokens": [1]}, "aLoRA does not support"),
+        ({"layer_replication": [[0, 2]]}, "Could not locate the layers"),
+    ],
+)
+def test_what_peft_cannot_merge_is_refused_in_its_words(tmp_path, option, why):
+    save_adapter(fresh(), trained(), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | option))
+    with pytest.raises(ValueError, match=f"expert {tmp_path} cannot be merged: .*{why}") as error:
+        merged_weights(tmp_path, mini_t5())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from random import Random
 
 import pytest

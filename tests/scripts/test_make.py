@@ -181,6 +181,24 @@ def test_the_environment_knows_where_the_project_lies(tmp_path, locale):
         assert run.stdout == "here\n", run.stderr
 
 
+def test_a_copy_with_its_environment_uses_its_own_library_also_without_make(tmp_path):
+    root = tmp_path / "größe of it"
+    (root / "lib").mkdir(parents=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root / ".venv")], check=True)
+    python, purelib = root / ".venv" / "bin" / "python", "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = subprocess.run([str(python), "-c", purelib], capture_output=True, text=True, check=True).stdout
+    (Path(site.strip()) / "pip.py").touch()
+    (root / ".venv" / "bin" / "uv").symlink_to(shutil.which("true"))
+    subprocess.run(["sh", str(ROOT / "scripts" / "setup.sh"), "python3", ".venv"], check=True, cwd=root)
+    shutil.copytree(root, tmp_path / "copy", symlinks=True)
+    for each in (root, tmp_path / "copy"):
+        (each / "lib" / "__init__.py").write_text(f"WHERE = {each.name!r}", encoding="utf-8")
+        command = [str(each / ".venv" / "bin" / "python"), "-c", "import lib; print(ascii(lib.WHERE))"]
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert run.stdout == f"{each.name!a}\n", run.stderr
+
+
 def test_only_folders_were_made_or_it_is_none(set_up, tmp_path):
     (tmp_path / "venv" / "lib" / "python3.13").mkdir(parents=True)
     (tmp_path / "venv" / "lib64").symlink_to("lib")

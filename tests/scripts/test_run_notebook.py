@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import subprocess
 import sys
@@ -140,6 +141,14 @@ def test_the_kernel_is_the_python_that_runs_whatever_kernels_are_installed(noteb
     shown = io.StringIO()
     run_notebook(notebook("import sys\nprint(sys.executable)"), tmp_path / "out.ipynb", stream=shown)
     assert f"  07  {sys.executable}" in shown.getvalue().splitlines()
+
+
+def test_a_process_of_torchrun_needs_no_ps(notebook, tmp_path):
+    command = [sys.executable, "-m", "scripts.run_notebook", str(notebook("1")), "out.ipynb", "--with-parent"]
+    own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    environment = os.environ | own | {"PATH": str(tmp_path / "empty"), "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert run.returncode == 0 and (tmp_path / "out.ipynb").is_file(), run.stderr
 
 
 @pytest.mark.parametrize(("times", "stops"), [(1, False), (2, True)])

@@ -148,7 +148,7 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     without = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     with exclusive(tmp_path / ".snakemake"):
         run = run_toy_study(tmp_path, "--cores", "1")
-    assert "another `make study` is running in this folder" in run.stdout + run.stderr
+    assert "another `make study` is running in this folder (unknown); wait" in run.stdout + run.stderr
     (tmp_path / ".snakemake" / ".lock.held").write_text(f"{os.getpid()}\n{os.uname().nodename}\n")
     run = run_toy_study(tmp_path, "--cores", "1", **without)
     assert "another `make study` is running in this folder" in run.stdout + run.stderr
@@ -157,6 +157,10 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     run = run_toy_study(tmp_path, "--cores", "1", "--retries", "1", **without)
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / ".snakemake" / ".lock.held").exists()
+    with exclusive(tmp_path / ".snakemake"):
+        run = run_toy_study(tmp_path, "--cores", "1")
+    said = rf"running in this folder \({re.escape(os.uname().nodename)}, process \d+\)"
+    assert re.search(said, run.stdout + run.stderr), "who that is was noted by the one that started"
 
 
 @pytest.mark.parametrize(("mode", "threads"), [("default", 2), ("remote", 4)])

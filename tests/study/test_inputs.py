@@ -4,14 +4,15 @@ import json
 import os
 import shutil
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lib.study.inputs import chosen, difference, fingerprint, inputs_of, label_of, without_data
+from lib.study.inputs import LITTLE, MANY, TAIL, chosen, difference, fingerprint, inputs_of, label_of, without_data
 from lib.study.profiles import get_profile
-from lib.study.study import Study
+from lib.study.study import Study, open_study
 
 TABLE = pd.DataFrame({"method": ["a"], "task": ["mnist"], "accuracy": [0.5]})
 
@@ -79,6 +80,11 @@ def test_experts_are_told_apart_by_their_files(tmp_path):
     assert chosen(adapters) == {"expert of cola": fingerprint(tmp_path / "cola")}
 
 
+def test_places_whose_names_look_alike_in_a_label_lie_apart():
+    one, other = (get_profile("clip-vit-b-32", experts=f"~/gone/{place}/{{task}}") for place in ("a/b", "a_b"))
+    assert one.label == other.label and label_of(one) != label_of(other)
+
+
 def test_weights_in_a_file_are_told_apart_too(tmp_path):
     weights = tmp_path / "model.safetensors"
     profile = get_profile("deit-tiny", tasks="mnist", pretrained=str(weights))
@@ -132,3 +138,51 @@ def test_only_what_both_know_can_differ():
     old, new = {"data_root": "/a", "mnist": "1"}, {"data_root": "/b", "mnist": "1", "revision of x/y": "2"}
     assert difference(old, new) == difference({}, new) == ""
     assert difference(new, old | {"revision of x/y": "3"}) == "'revision of x/y' was 2, is 3"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_corrected_label_is_seen_wherever_it_stands(tmp_path, many):
+    """Of the same length, in the first lines of a long table, beside few or many images."""
+    for number in range(MANY if many else 2):
+        (tmp_path / f"{number}.png").touch()
+    table, found = tmp_path / "metadata.csv", set()
+    for first in ("0", "1"):
+        table.write_text(f"file_name,label\n0.png,{first}\n" + "1.png,1\n" * TAIL)
+        os.utime(table, (1, 1 + int(first)))
+        found.add(fingerprint(tmp_path))
+    assert len(found) == 2
+    os.utime(table, (3, 3))
+    assert fingerprint(tmp_path) in found
+
+
+def test_a_layer_of_a_file_that_is_not_read_whole_is_seen_by_its_time(tmp_path, monkeypatch):
+    weights, found = tmp_path / "model.safetensors", set()
+    for little in (LITTLE, 100):
+        monkeypatch.setattr("lib.study.inputs.LITTLE", little)
+        for number in range(2):
+            weights.write_bytes(bytes([number]) + bytes(2 * TAIL))
+            os.utime(weights, (number, number))
+            found.add(fingerprint(weights))
+    assert len(found) == 4
+
+
+def test_rows_are_counted_whatever_form_a_set_has(tmp_path):
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "train.csv").write_text("image,label\n" + "a.png,b\n" * 5)
+    (tmp_path / "table" / "test.csv").write_text("image,label\n" + "a.png,b\n" * 2)
+    for number in range(3):
+        (tmp_path / "images" / "train" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / "train" / f"class{number % 2}" / f"{number}.png").touch()
+    (tmp_path / "images" / "train" / "metadata.csv").touch()
+    datasets.Dataset.from_dict({"label": [1, 2, 3, 4]}).save_to_disk(tmp_path / "saved" / "train")
+    told = inputs_of(get_profile("tiny-real", tasks="table images saved gone"), str(tmp_path))
+    assert {name: rows for name, rows in told.items() if "rows" in name} == {
+        "rows of table": 7, "rows of images": 3, "rows of saved": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"version https://git-lfs", "`git lfs pull` fetches"), (b"", "")])
+def test_a_table_that_cannot_be_read_is_named_when_the_study_opens(root, content, why):
+    (root / "dtd" / "data" / "train-00000-of-00001.parquet").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"dtd/data/train-00000-of-00001.parquet cannot be read as parquet .*{why}"):
+        open_study({"profile": "tiny-real", "tasks": "mnist dtd", "data_root": str(root)})

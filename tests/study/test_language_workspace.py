@@ -99,12 +99,14 @@ def test_the_methods_of_vision_run_as_they_are(world, space, method):
     assert (table["loss"] > 0).all()
 
 
-def test_finished_adapters_are_read_from_files(world, tmp_path):
+def test_finished_adapters_are_read_from_files(world, tmp_path, monkeypatch):
     workspace = world()
     for task in workspace.tasks:
         workspace.save_adapter(task, tmp_path / "experts" / task)
     other = world(adapters=str(tmp_path / "experts" / "{task}"))
     torch.testing.assert_close(other.task_vectors, workspace.task_vectors, atol=1e-6, rtol=1e-5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert torch.equal(world(adapters="~/experts/{task}").task_vectors, other.task_vectors)
     in_adapters = [
         world(task_vector="adapter", **where) for where in ({}, {"adapters": str(tmp_path / "experts" / "{task}")})
     ]

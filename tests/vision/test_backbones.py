@@ -96,6 +96,24 @@ def test_weights_in_timms_format_with_and_without_the_classifier(tmp_path):
             assert torch.equal(backbone.encoder(inputs), expected)
 
 
+def test_a_clip_of_timm_says_its_activation_or_is_refused(tmp_path):
+    small, quick = "(embed_dim=24, depth=1, num_heads=3, img_size=32)", "timm:vit_base_patch32_clip_quickgelu_224"
+    torch.manual_seed(4)
+    whole = timm.create_model(quick[5:], num_classes=0, **parse(quick + small)[1]).eval()
+    save_file(whole.state_dict(), tmp_path / "model.safetensors")
+    pixels, features = torch.randn(2, 3, 32, 32), {}
+    for name, wanted in (("", tmp_path), (".openai", "hub"), (".openai", tmp_path)):
+        with pytest.raises(ValueError, match=rf"QuickGELU.*: set model='{quick}' if .*act_layer=\"gelu\""):
+            load_timm(f"timm:vit_base_patch32_clip_224{name}{small}", str(wanted))
+    said = ("timm:vit_base_patch32_clip_224.laion2b", "timm:vit_base_patch32_clip_224")
+    for name, options in ((quick, small), (said[0], small), (said[1], small[:-1] + ', act_layer="gelu")')):
+        with torch.no_grad():
+            features[name] = load_timm(name + options, str(tmp_path)).encoder(pixels)
+    assert torch.equal(features[quick], whole(pixels))
+    assert torch.equal(features[said[0]], features[said[1]]) and not torch.equal(features[said[0]], features[quick])
+    assert load_timm(said[1] + small), "random weights are anybody's"
+
+
 def test_position_embeddings_of_another_size_are_resampled_by_timm(tmp_path):
     large, small = (load_timm(SMALL_VIT, image_size=size) for size in (64, 32))
     save_file(large.encoder.state_dict(), tmp_path / "weights.safetensors")
