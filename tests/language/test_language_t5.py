@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from random import Random
 
 import pytest
