@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+from lib.files.folders import DataError, place_of, sets_in, stem_of, unpack, visible, why
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -30,14 +31,6 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", 
 IMAGES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json")
 ROWS_AT_ONCE = 64  # read from a file together
-LFS = b"version https://git-lfs"  # how a pointer file begins
-
-
-class DataError(ValueError):
-    """Data that cannot be used as it is; the message, one line, names the place and how to correct it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
 
 
 @functools.cache
@@ -72,19 +65,23 @@ def library() -> ModuleType:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set's files lie: its name in the study, their folder, and the hub's id if they came from there."""
+    """Where a set's files lie: its name in the study, their folder or archive, the hub's id if they are from there.
+
+    `columns` are the names of the columns of images and of labels, where a file has them; "" for those that are usual.
+    """
 
     name: str
     folder: Path
     hub: str = ""
+    columns: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
         """The place: "folder:<path>" or "hub:<id>"."""
         return f"hub:{self.hub}" if self.hub else f"folder:{self.folder}"
 
     @functools.cached_property
-    def listed(self) -> tuple[str, dict[str, list[Path]], list[str]]:
-        """How the set is stored, the files of each split, and what is to be said about them; see `_listed`."""
+    def listed(self) -> tuple[str, dict[str, list[Path]], list[str], Path]:
+        """How the set is stored, the files of each split, what is to be said about them, and where they are."""
         return _listed(self.folder)
 
     def parts(self, split: str) -> list[Path]:
@@ -93,14 +90,14 @@ class Source:
         Raises:
             DataError: if there is nothing of that split.
         """
-        kind, files, _ = self.listed
+        kind, files, _, folder = self.listed
         if split not in files:
             there = ", ".join(files) or "neither a table, nor images, nor what save_to_disk writes"
             raise DataError(
                 f"{self.folder}: nothing of split '{split}', there is {there}; call the files {split}-*.parquet (.csv, "
-                f".jsonl), or put images into {split}/<class>/; unpack archives"
+                f".jsonl), or put images into {split}/<class>/"
             )
-        return [self.folder] if kind == "imagefolder" else files[split]
+        return [folder] if kind == "imagefolder" else files[split]
 
     @contextmanager
     def opened(self, split: str, part: Path, columns: list[str] | None = None) -> Iterator[Dataset | IterableDataset]:
@@ -119,10 +116,7 @@ class Source:
                 rows = _load(kind, {"train": [part]}, columns)["train"]
             yield (rows.select_columns(columns) if columns else rows).with_format("arrow")
         except Exception as error:  # of pyarrow, pandas, json and `datasets`, which share no base class
-            reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:200]
-            if part.is_file() and part.stat().st_size < 1000 and part.read_bytes().startswith(LFS):
-                reason = "it is a pointer of Git LFS; `git lfs pull` fetches the file"
-            raise DataError(f"{part} cannot be read as {kind} ({reason}); copy the file again") from error
+            raise DataError(f"{part} cannot be read as {kind} ({why(part, error)}); copy the file again") from error
 
     def features(self, split: str) -> Iterator[tuple[Path, Features]]:
         """Names and types of the columns in each part of a split."""
@@ -153,7 +147,7 @@ class Source:
 
     def fingerprint(self) -> str:
         """Changes when the files do: a hash of their names, sizes and times of modification."""
-        files = [(str(path), path.stat()) for path in _visible(self.folder)]
+        files = [(str(path), path.stat()) for path in visible(self.folder)]
         return hashlib.sha256(str([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()[:16]
 
 
@@ -182,36 +176,31 @@ def _load(
         return library().load_dataset(kind, data_files=named, cache_dir=cache, **options)
 
 
-def _visible(folder: Path) -> list[Path]:
-    """All files below a folder, in order, without hidden ones."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
-    """How a set is stored, the files of each split, and one line about each thing that is odd.
+def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], Path]:
+    """How a set is stored, the files of each split, one line about each thing that is odd, and where all that lies.
 
     The kind is that of `datasets.load_dataset`, or "saved" for what `save_to_disk` wrote. All files are of the training
-    split if none has the name of a split.
+    split if none has the name of a split. Archives are looked into where there is nothing else.
 
     Raises:
-        DataError: for two generations of shards.
+        DataError: for two generations of shards, and for an archive that cannot be unpacked.
     """
-    saved = [path.parent for path in (*folder.glob("state.json"), *sorted(folder.glob("*/state.json")))]
+    there = visible(folder)
+    saved = [path.parent for path in there if path.name == "state.json"]
     if saved:
-        return "saved", {"train" if path == folder else _split_of(path.name): [path] for path in saved}, []
+        splits = {"train" if path == folder else _split_of(path.name): [path] for path in saved}
+        return "saved", splits if splits.keys() & {*FILE_SPLITS} else {"train": saved}, [], folder
     kinds: dict[str, list[Path]] = {}
-    for path in _visible(folder):
+    for path in there:
         image = path.stem == "metadata" or path.suffix.lower() in IMAGES
         kind = "imagefolder" if image else TABLES.get(path.suffix.lower(), "")
         if kind and path.name not in NO_DATA:
             kinds.setdefault(kind, []).append(path)
     own = [k for k in ("csv", "json") if any(_split_of(path.name) in FILE_SPLITS for path in kinds.get(k, []))]
     kind = next((kind for kind in ("parquet", *own, "imagefolder", "csv", "json") if kind in kinds), "")
-    splits: dict[str, list[Path]] = {}
+    if not kind and (archives := [path for path in there if stem_of(path)]):
+        return _listed(unpack(folder, archives))
+    splits = {}
     for path in kinds.get(kind, []):
         parts = path.relative_to(folder).parts
         splits.setdefault(_split_of(*(parts[:-1] if kind == "imagefolder" else parts)), []).append(path)
@@ -219,10 +208,12 @@ def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
         splits = {"train": kinds[kind]}
     unused = [split or "what is in no folder" for split in splits if split not in FILE_SPLITS]
     unused += [path.name for other in kinds if other not in (kind, "imagefolder") for path in kinds[other]]
+    unused += [path.name for path in there if stem_of(path)]
     lines = [f"not used: {', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''}"] if unused else []
     if kind == "imagefolder":
-        return kind, {split: paths for split, paths in splits.items() if split in FILE_SPLITS}, lines
-    return kind, splits, lines + [line for split, paths in splits.items() if (line := _shards(split, paths))]
+        return kind, {split: paths for split, paths in splits.items() if split in FILE_SPLITS}, lines, folder
+    lines += [line for split, paths in splits.items() if (line := _shards(split, paths))]
+    return kind, splits, lines, folder
 
 
 def _split_of(*names: str) -> str:
@@ -242,7 +233,12 @@ def _shards(split: str, paths: Sequence[Path]) -> str:
 
 
 def find_source(
-    name: str, data_root: str, folders: Sequence[str], hub: str = "", splits: tuple[str, ...] = FILE_SPLITS
+    name: str,
+    data_root: str,
+    folders: Sequence[str],
+    hub: str = "",
+    splits: tuple[str, ...] = FILE_SPLITS,
+    columns: tuple[str, str] = ("", ""),
 ) -> Source:
     """Find a set: in one of some folders below `data_root`, or if that is "", on the hub, after the last one's "/".
 
@@ -250,22 +246,17 @@ def find_source(
         DataError: if there is no such folder, naming what is there, or the hub is out of reach.
     """
     if not data_root:
-        return Source(name, download(hub, folders[-1].rpartition("/")[2], splits), hub)
+        return Source(name, download(hub, folders[-1].rpartition("/")[2], splits), hub, columns)
     root = Path(data_root).expanduser()
     for folder in (*folders, folders[0].removesuffix("/data")):
-        if (root / folder).is_dir():
-            return Source(name, root / folder)
+        if place := place_of(root / folder):
+            return Source(name, place, columns=columns)
     advice = f"set data_root to the folder that holds {folders[0]}/, or drop '{name}' from the tasks"
     if not root.is_dir():
         raise DataError(f"data_root {root} is not a folder; {advice}")
     nearest = next(folder for folder in (root / folders[0]).parents if folder.is_dir())
-    present = ", ".join(folders_in(nearest)) or "no folder"
+    present = ", ".join(sets_in(nearest)) or "no folder"
     raise DataError(f"{root / folders[0]} does not exist, {nearest} holds {present}; {advice}")
-
-
-def folders_in(folder: Path) -> list[str]:
-    """The names of the folders in a folder."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 def compare(source: Source, counts: Mapping[str, tuple[int, int]], at_most: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lib.files.folders import place_of
 from lib.files.lineages import path_of, pattern_of
 from lib.study.profiles import LanguageProfile, Profile
 
@@ -44,10 +45,10 @@ def _files(place: Path) -> list[Path]:
 
 
 def local_sets(profile: Profile, data_root: str) -> dict[str, Path]:
-    """The folder below `data_root` of each task that has one there."""
+    """The folder or archive below `data_root` of each task that has one there."""
     root = Path(data_root).expanduser() / ("glue" if isinstance(profile, LanguageProfile) else "")
-    places = {task: root / task for task in profile.task_names} if data_root else {}
-    return {task: place for task, place in places.items() if place.is_dir()}
+    places = {task: place_of(root / task) for task in profile.task_names} if data_root else {}
+    return {task: place for task, place in places.items() if place}
 
 
 def _experts(profile: Profile) -> dict[str, Path]:

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lib.files.contents import images
-from lib.files.sets import FILE_SPLITS, LFS, DataError, Source
+from lib.files.folders import LFS, POINTER, DataError
+from lib.files.sets import FILE_SPLITS, Source
 from lib.runtime.processes import cores
 
 WAITING = 32  # encoded images per core in memory at a time: enough to keep it busy
@@ -52,7 +53,7 @@ def opened(stored: object, part: Path) -> Image.Image:
     if not isinstance(stored, (bytes, bytearray)):
         raise ValueError("no image bytes")
     if stored.startswith(LFS):
-        raise ValueError("it is a pointer of Git LFS; `git lfs pull` fetches the file")
+        raise ValueError(POINTER)
     return Image.open(io.BytesIO(stored))
 
 

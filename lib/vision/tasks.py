@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from lib.files.contents import read_contents
-from lib.files.sets import DataError, Source, compare, download, find_source, folders_in
+from lib.files.folders import DataError, place_of, sets_in
+from lib.files.sets import Source, compare, download, find_source
 from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
 from lib.runtime.keys import code_of, key_of
@@ -54,6 +55,7 @@ class Task:
         templates: prompts with one {} for the class name.
         source: "drawn", "folder:<path>" or "hub:<id>".
         note: one plain line when the data differ from the official set, else "".
+        columns: of images and of labels in a set with several, as they were told to `load_task`.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Task:
     templates: tuple[str, ...]
     source: str
     note: str = ""
+    columns: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -72,40 +75,41 @@ class Split:
     labels: Tensor
 
 
-def find_set(name: str, data_root: str = "") -> Source:
+def find_set(name: str, data_root: str = "", columns: tuple[str, str] = ("", "")) -> Source:
     """Where a real set lies: below `data_root` when that is given, else on the hub.
 
     Raises:
         DataError: if `data_root` or the set's folder in it does not exist, or the name is not known.
     """
     root, known = Path(data_root).expanduser(), REGISTRY.get(name)
-    present = folders_in(root) if data_root and root.is_dir() else []
+    present = sets_in(root) if data_root and root.is_dir() else []
     if not known and name not in present:
         if name.count("/") == 1:
-            return Source(name, download(name), name)
+            return Source(name, download(name), name, columns)
         raise DataError(
             f"unknown task '{name}'; drawn: {', '.join(MODULES)}; real: {', '.join(REGISTRY)}; on the hub: owner/set; "
             + (f"in {root}: {', '.join(present) or 'nothing'}" if data_root else "for a set of your own, set data_root")
         )
     # A copy of a hub repository may keep the files in a folder of another name, as the repository does.
     places = [f"{name}/data", *([f"{name}/{known.folder}"] if known else [])]
-    return find_source(name, data_root, places, known.hub if known else "")
+    return find_source(name, data_root, places, known.hub if known else "", columns=columns)
 
 
-def load_task(name: str, *, data_root: str = "") -> Task:
+def load_task(name: str, *, data_root: str = "", columns: tuple[str, str] = ("", "")) -> Task:
     """Look up a task by name: drawn, registered, or any set in a folder below `data_root` or on the hub.
 
+    `columns` of images and labels are read where a set has them, "" and where it has not those that are usual.
     A line is printed about each thing that is odd, and when a local mirror holds less than the official set.
 
     Raises:
         DataError: for an unknown name, and for whatever is wrong with the files; see `lib.files.sets`.
     """
     if name in MODULES:
-        if data_root and (Path(data_root).expanduser() / name).is_dir():
+        if data_root and place_of(Path(data_root).expanduser() / name):
             raise DataError(f"{Path(data_root) / name} has the name of a drawn task; rename the folder")
         module, title = drawing(name), name.replace("_", " ").capitalize()
         return Task(name, title, tuple(module.CLASSES), tuple(module.TEMPLATES), "drawn")
-    source = find_set(name, data_root)
+    source = find_set(name, data_root, columns)
     contents, official = read_contents(source), REGISTRY.get(name)
     spoken = official.prompted if official else {}
     class_names = tuple(spoken.get(raw, " ".join(raw.replace("_", " ").split())) for raw in contents.class_names)
@@ -114,7 +118,7 @@ def load_task(name: str, *, data_root: str = "") -> Task:
     for remark in (*contents.remarks, *(() if official else _odd_names(class_names))):
         print(f"{name}: {remark}", flush=True)
     if not official:
-        return Task(name, name.replace("_", " "), class_names, DEFAULT_TEMPLATES, str(source))
+        return Task(name, name.replace("_", " "), class_names, DEFAULT_TEMPLATES, str(source), columns=columns)
     counts = {
         "classes": (len(class_names), official.classes),
         "training images": (len(contents.labels["train"]), official.train),
@@ -122,7 +126,7 @@ def load_task(name: str, *, data_root: str = "") -> Task:
     }
     if note := compare(source, counts, at_most=["classes"]):
         print(note, flush=True)
-    return Task(name, official.title, class_names, official.templates, str(source), note)
+    return Task(name, official.title, class_names, official.templates, str(source), note, columns)
 
 
 def _odd_names(class_names: Sequence[str]) -> Iterator[str]:
@@ -179,7 +183,7 @@ def load_splits(
             continue
         with exclusive(cache / "splits"):  # one process at a time: each of them uses all cores
             if not paths[task.name].is_file():
-                source = find_set(task.name, data_root)
+                source = find_set(task.name, data_root, task.columns)
                 _decode(paths[task.name], source, split, sizes, image_size, seed, f"decoding {task.title}, {split}")
                 given = (sizes, image_size, data_root, cache, seed)
                 _tell_repeats(task, split, {other: _cached(task, other, *given) for other in SPLITS})
@@ -204,11 +208,12 @@ def _cached(
             raise DataError(f"{task.name}: sizes names no number of images to draw for split '{split}'")
         determines |= {"code": [code_of("worlds.images"), code_of(MODULES[task.name])], "wild": TASK_WILD}
     else:
-        source = find_set(task.name, data_root)
+        source = find_set(task.name, data_root, task.columns)
         if task.source != str(source):
             raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
         determines |= {"source": source.fingerprint(), "format": REAL_FORMAT}
         determines |= {"validation": sizes.get("validation")} if split == "train" else {}
+        determines |= {"columns": task.columns} if any(task.columns) else {}
     return cache / "splits" / f"{task.name.replace('/', '-')}-{split}-{key_of(determines)}.npy"
 
 

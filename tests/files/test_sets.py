@@ -10,7 +10,8 @@ from PIL import Image
 
 from lib.files import sets
 from lib.files.contents import read_contents
-from lib.files.sets import DataError, Source, find_source
+from lib.files.folders import DataError
+from lib.files.sets import Source, find_source
 from lib.vision.decoding import decode, fit
 
 
@@ -135,8 +136,8 @@ def broken(kind, folder):
         ("not parquet", r"train-00000-of-00001\.parquet cannot be read as parquet .*copy the file again"),
         ("cut off", r"train-00000-of-00001\.parquet cannot be read as parquet"),
         ("git lfs", r"train-00000-of-00001\.parquet cannot .* pointer of Git LFS; `git lfs pull` fetches the file"),
-        ("no image column", r"has not one column of images, but photo, label; call the right one 'image'"),
-        ("no label column", r"has not one column of labels, but image, score; call the right one 'label'"),
+        ("no image column", r"has not one column of images, but photo, label; choose with image_column=<name>"),
+        ("no label column", r"has not one column of labels, but image, score; choose with label_column=<name>"),
         ("empty split", r"split 'test' is empty"),
         ("grades", r"train-00000-of-00001\.parquet, row 0: label 0\.5 is no class; correct it"),
         ("label outside", r"test-00000-of-00001\.parquet, row 2: no label \(null, empty and -1 are none\)"),

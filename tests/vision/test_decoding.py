@@ -11,7 +11,8 @@ import torch
 from mirrors import make_mirror, picture, write_split
 from PIL import Image
 
-from lib.files.sets import DataError, Source
+from lib.files.folders import DataError
+from lib.files.sets import Source
 from lib.runtime.keys import digest
 from lib.runtime.rng import generator
 from lib.vision import decoding
