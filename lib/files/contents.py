@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lib.files.folders import DataError
-from lib.files.sets import FILE_SPLITS, Source
+from lib.files.sets import FILE_SPLITS, DataError, Source
 from lib.files.splits import stratified_order
 from lib.runtime.names import named_rng
 

@@ -35,7 +35,7 @@ def visible(folder: Path) -> list[Path]:
     found = [folder] if folder.is_file() else []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
+        found += [Path(place, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(place, name))]
     return sorted(found)
 
 

@@ -233,12 +233,7 @@ def _shards(split: str, paths: Sequence[Path]) -> str:
 
 
 def find_source(
-    name: str,
-    data_root: str,
-    folders: Sequence[str],
-    hub: str = "",
-    splits: tuple[str, ...] = FILE_SPLITS,
-    columns: tuple[str, str] = ("", ""),
+    name: str, data_root: str, folders: Sequence[str], hub: str = "", splits: tuple[str, ...] = FILE_SPLITS
 ) -> Source:
     """Find a set: in one of some folders below `data_root`, or if that is "", on the hub, after the last one's "/".
 
@@ -246,11 +241,11 @@ def find_source(
         DataError: if there is no such folder, naming what is there, or the hub is out of reach.
     """
     if not data_root:
-        return Source(name, download(hub, folders[-1].rpartition("/")[2], splits), hub, columns)
+        return Source(name, download(hub, folders[-1].rpartition("/")[2], splits), hub)
     root = Path(data_root).expanduser()
     for folder in (*folders, folders[0].removesuffix("/data")):
         if place := place_of(root / folder):
-            return Source(name, place, columns=columns)
+            return Source(name, place)
     advice = f"set data_root to the folder that holds {folders[0]}/, or drop '{name}' from the tasks"
     if not root.is_dir():
         raise DataError(f"data_root {root} is not a folder; {advice}")

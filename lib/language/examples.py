@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.files.folders import DataError
-from lib.files.sets import Source, compare, find_source
+from lib.files.sets import DataError, Source, compare, find_source
 from lib.files.splits import SPLITS, choose_rows
 from lib.language.registry import HUB, TextTask
 from lib.runtime.keys import key_of

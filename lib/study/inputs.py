@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lib.files.folders import place_of
+from lib.files.folders import place_of, visible
 from lib.files.lineages import path_of, pattern_of
 from lib.study.profiles import LanguageProfile, Profile
 
@@ -26,7 +26,7 @@ TOLD = "data_root"  # noted, but no part of what identifies the inputs: a copy o
 
 def fingerprint(place: Path) -> str:
     """A short hash of a file or of all files in a folder: of their names, sizes and last bytes, not of their times."""
-    files, total = _files(place), hashlib.sha256()
+    files, total = visible(place), hashlib.sha256()
     for path in files:
         total.update(f"{path.relative_to(place)} {path.stat().st_size} ".encode())
         if len(files) <= MANY:
@@ -34,14 +34,6 @@ def fingerprint(place: Path) -> str:
                 file.seek(max(0, path.stat().st_size - TAIL))
                 total.update(file.read())
     return total.hexdigest()[:16]
-
-
-def _files(place: Path) -> list[Path]:
-    """A file itself, or all files below a folder but hidden ones."""
-    if place.is_file():
-        return [place]
-    inside = ((path, path.relative_to(place).parts) for path in place.rglob("*") if path.is_file())
-    return sorted(path for path, parts in inside if not any(part.startswith(".") for part in parts))
 
 
 def local_sets(profile: Profile, data_root: str) -> dict[str, Path]:
@@ -102,7 +94,7 @@ def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:
     found: dict[str, object] = {TOLD: data_root} if data_root else {}
     found |= chosen(profile, data_root)
     for task, place in local_sets(profile, data_root).items():
-        tables = [path for path in _files(place) if path.suffix == ".parquet"]
+        tables = [path for path in visible(place) if path.suffix == ".parquet"]
         if tables:
             found[f"rows of {task}"] = sum(parquet.read_metadata(path).num_rows for path in tables)
     return found | dict(_revisions(profile, data_root))

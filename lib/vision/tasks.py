@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from lib.files.contents import read_contents
-from lib.files.folders import DataError, place_of, sets_in
-from lib.files.sets import Source, compare, download, find_source
+from lib.files.folders import place_of, sets_in
+from lib.files.sets import DataError, Source, compare, download, find_source
 from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
 from lib.runtime.keys import code_of, key_of
@@ -92,7 +92,7 @@ def find_set(name: str, data_root: str = "", columns: tuple[str, str] = ("", "")
         )
     # A copy of a hub repository may keep the files in a folder of another name, as the repository does.
     places = [f"{name}/data", *([f"{name}/{known.folder}"] if known else [])]
-    return find_source(name, data_root, places, known.hub if known else "", columns=columns)
+    return replace(find_source(name, data_root, places, known.hub if known else ""), columns=columns)
 
 
 def load_task(name: str, *, data_root: str = "", columns: tuple[str, str] = ("", "")) -> Task:
