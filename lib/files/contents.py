@@ -54,7 +54,7 @@ def read_contents(source: Source) -> Contents:
     Raises:
         DataError: for what cannot become one class for each image, naming the file and, if it is one, the row.
     """
-    return _read(source, source.fingerprint())
+    return _read(source, source.fingerprint)
 
 
 @functools.lru_cache(64)

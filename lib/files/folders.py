@@ -30,13 +30,19 @@ def why(path: Path, error: Exception) -> str:
     return (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def visible(folder: Path) -> list[Path]:
-    """All files below a folder, in order, without hidden ones; of an archive, itself."""
-    found = [folder] if folder.is_file() else []
+def names_in(folder: Path) -> list[str]:
+    """All files below a folder, in the order of their paths, without hidden ones; of an archive, itself."""
+    found = [str(folder)] if folder.is_file() else []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [Path(place, name) for name in names if name[0] != "." and os.path.isfile(os.path.join(place, name))]
-    return sorted(found)
+        paths = (os.path.join(place, name) for name in names if name[0] != ".")
+        found += [path for path in paths if os.path.isfile(path)]
+    return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def visible(folder: Path) -> list[Path]:
+    """The same as paths, which takes longer."""
+    return [Path(name) for name in names_in(folder)]
 
 
 def stem_of(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lib.files.folders import DataError, place_of, sets_in, stem_of, unpack, visible, why
+from lib.files.folders import DataError, names_in, place_of, sets_in, stem_of, unpack, visible, why
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -111,7 +112,7 @@ class Source:
             if kind == "saved":
                 rows = library().load_from_disk(str(part))
             elif kind == "imagefolder":
-                rows = _folder(self, self.fingerprint())[split]
+                rows = _folder(self, self.fingerprint)[split]
             else:
                 rows = _load(kind, {"train": [part]}, columns)["train"]
             yield (rows.select_columns(columns) if columns else rows).with_format("arrow")
@@ -145,9 +146,10 @@ class Source:
         first = next(iter(next(self.features(split))[1]), "")
         return sum(len(rows) for *_, rows in self.tables(split, [first]))
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when the files do: a hash of their names, sizes and times of modification."""
-        files = [(str(path), path.stat()) for path in visible(self.folder)]
+        """Of other files it is another one: a hash of their names, sizes and times of modification, as they are now."""
+        files = [(name, os.stat(name)) for name in names_in(self.folder)]
         return hashlib.sha256(str([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()[:16]
 
 

@@ -59,7 +59,7 @@ def opened(stored: object, part: Path) -> Image.Image:
 
 def bits_of(source: Source) -> int:
     """How many bits, 8 to 16, the 16-bit grey levels of a set need; 0 if its first image has no such levels."""
-    return _bits_of(source, source.fingerprint())
+    return _bits_of(source, source.fingerprint)
 
 
 @lru_cache(64)  # the same for every split, and a pass over the whole set

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +171,9 @@ def load_splits(
     Raises:
         DataError: for a wrong split name and for whatever is wrong with the files; see `lib.files.sets`.
     """
-    paths = {task.name: _cached(task, split, sizes, image_size, data_root, cache, seed) for task in tasks}
+    sources = {task.name: _source(task, data_root) for task in tasks if task.source != "drawn"}
+    place = partial(_cached, sizes=sizes, image_size=image_size, cache=cache, seed=seed)
+    paths = {task.name: place(task, sources.get(task.name), split) for task in tasks}
     missing = [task for task in tasks if not is_whole(paths[task.name])]
     jobs = {task.name: Job(task.name, split, sizes[split], seed) for task in missing if task.source == "drawn"}
     for name, (images, labels) in zip(jobs, draw_splits(list(jobs.values())), strict=True):
@@ -183,10 +186,9 @@ def load_splits(
             continue
         with exclusive(cache / "splits"):  # one process at a time: each of them uses all cores
             if not paths[task.name].is_file():
-                source = find_set(task.name, data_root, task.columns)
-                _decode(paths[task.name], source, split, sizes, image_size, seed, f"decoding {task.title}, {split}")
-                given = (sizes, image_size, data_root, cache, seed)
-                _tell_repeats(task, split, {other: _cached(task, other, *given) for other in SPLITS})
+                source, label = sources[task.name], f"decoding {task.title}, {split}"
+                _decode(paths[task.name], source, split, sizes, image_size, seed, label)
+                _tell_repeats(task, split, {other: place(task, source, other) for other in SPLITS})
     started = time.monotonic()
     loaded = {task.name: _read(paths[task.name]) for task in tasks}
     real = [loaded[task.name].images for task in tasks if task.source != "drawn"]
@@ -196,22 +198,27 @@ def load_splits(
     return loaded
 
 
+def _source(task: Task, data_root: str) -> Source:
+    """Where a real set lies, which is where it lay when its task was loaded."""
+    source = find_set(task.name, data_root, task.columns)
+    if task.source != str(source):
+        raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
+    return source
+
+
 def _cached(
-    task: Task, split: str, sizes: Mapping[str, int], image_size: int, data_root: str, cache: Path, seed: int
+    task: Task, source: Source | None, split: str, sizes: Mapping[str, int], image_size: int, cache: Path, seed: int
 ) -> Path:
     """Where a split is cached: the name holds a hash of everything that determines the images."""
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}'; the splits are {', '.join(SPLITS)}")
     determines: dict[str, object] = {"format": FORMAT, "size": sizes.get(split), "side": image_size, "seed": seed}
-    if task.source == "drawn":
+    if source is None:
         if not determines["size"]:
             raise DataError(f"{task.name}: sizes names no number of images to draw for split '{split}'")
         determines |= {"code": [code_of("worlds.images"), code_of(MODULES[task.name])], "wild": TASK_WILD}
     else:
-        source = find_set(task.name, data_root, task.columns)
-        if task.source != str(source):
-            raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
-        determines |= {"source": source.fingerprint(), "format": REAL_FORMAT}
+        determines |= {"source": source.fingerprint, "format": REAL_FORMAT}
         determines |= {"validation": sizes.get("validation")} if split == "train" else {}
         determines |= {"columns": task.columns} if any(task.columns) else {}
     return cache / "splits" / f"{task.name.replace('/', '-')}-{split}-{key_of(determines)}.npy"
