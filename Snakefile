@@ -8,11 +8,14 @@ import atexit
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 try:
     from lib.runtime.disk import exclusive
@@ -171,13 +174,21 @@ SHARED = digest(
 
 # Snakemake's own lock is a file that a killed run leaves behind, and then refuses every later run. `make study` turns
 # it off (--nolock) and uses this one, which the operating system drops with the process, however that ends.
+HOLDER = Path(".snakemake/running")  # which process holds the lock, and where
 if workflow.is_main_process and not workflow.dryrun:
     run_lock = exclusive(Path(".snakemake"), wait=False)
     try:
         run_lock.__enter__()
         atexit.register(run_lock.__exit__, None, None, None)
+        HOLDER.write_text(f"{os.getpid()} {platform.node()}")
     except BlockingIOError:
-        raise WorkflowError("another `make study` is running in this folder; wait for it, or stop it first") from None
+        pid, _, machine = HOLDER.read_text().partition(" ") if HOLDER.is_file() else ("", "", "")
+        who = f" (process {pid}{f' on {machine}' if machine != platform.node() else ''})" if pid else ""
+        if pid and machine == platform.node() and not psutil.pid_exists(int(pid)):
+            who = f" (process {pid} is gone, what it started is not)"
+        raise WorkflowError(
+            f"another `make study` is running in this folder{who}; wait for it, or stop it first"
+        ) from None
 
 # What Snakemake says between two notebooks drowns what the notebooks say; so does its echo of an error that the
 # notebook has already explained. The whole record is in .snakemake/log.

@@ -90,10 +90,10 @@ def test_a_study_that_is_killed_again_and_again_ends_with_the_same_tables(tmp_pa
     ready, done = finish(whole)
     print(f"undisturbed: set up in {ready:.0f} s, done in {done:.0f} s")
     moments = random.Random(SEED)
-    places = [kill(killed, moments.uniform(0.5, ready)) for _ in range(min(IN_THE_SET_UP, KILLS))]
+    places = [kill(killed, moments.uniform(0.05, 0.5) * ready) for _ in range(min(IN_THE_SET_UP, KILLS))]
     assert places.count("set-up") >= min(2, KILLS)
     while len(places) < KILLS:  # the first of these may still be in the set-up
-        places.append(kill(killed, moments.uniform(1, 0.8 * (done - ready) + (places[-1] == "set-up") * ready)))
+        places.append(kill(killed, moments.uniform(1, 0.4 * (done - ready) + (places[-1] == "set-up") * ready)))
     finish(killed)
     assert tables(killed).keys() == tables(whole).keys() and len(tables(whole)) > 5
     for name, table in tables(whole).items():

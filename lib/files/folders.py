@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -32,12 +32,17 @@ def why(path: Path, error: Exception) -> str:
 
 def names_in(folder: Path) -> list[str]:
     """All files below a folder, in the order of their paths, without hidden ones; of an archive, itself."""
-    found = [str(folder)] if folder.is_file() else []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        paths = (os.path.join(place, name) for name in names if name[0] != ".")
-        found += [path for path in paths if os.path.isfile(path)]
-    return sorted(found, key=lambda path: path.split(os.sep))
+    found = [str(folder)] if folder.is_file() else _inside(str(folder)) if folder.is_dir() else ()
+    return sorted(found, key=lambda path: path.replace(os.sep, "\0"))
+
+
+def _inside(folder: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith((".", "__")):
+                yield from _inside(entry.path)
+            elif entry.is_file() and entry.name[0] != ".":
+                yield entry.path
 
 
 def visible(folder: Path) -> list[Path]:

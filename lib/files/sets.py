@@ -83,7 +83,7 @@ class Source:
     @functools.cached_property
     def listed(self) -> tuple[str, dict[str, list[Path]], list[str], Path]:
         """How the set is stored, the files of each split, what is to be said about them, and where they are."""
-        return _listed(self.folder)
+        return _listed(self.folder, self.fingerprint)
 
     def parts(self, split: str) -> list[Path]:
         """What is opened, one after the other, to read a split: its tables, or one folder.
@@ -178,7 +178,8 @@ def _load(
         return library().load_dataset(kind, data_files=named, cache_dir=cache, **options)
 
 
-def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], Path]:
+@functools.lru_cache(64)
+def _listed(folder: Path, fingerprint: str) -> tuple[str, dict[str, list[Path]], list[str], Path]:
     """How a set is stored, the files of each split, one line about each thing that is odd, and where all that lies.
 
     The kind is that of `datasets.load_dataset`, or "saved" for what `save_to_disk` wrote. All files are of the training
@@ -201,7 +202,7 @@ def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str], Path]:
     own = [k for k in ("csv", "json") if any(_split_of(path.name) in FILE_SPLITS for path in kinds.get(k, []))]
     kind = next((kind for kind in ("parquet", *own, "imagefolder", "csv", "json") if kind in kinds), "")
     if not kind and (archives := [path for path in there if stem_of(path)]):
-        return _listed(unpack(folder, archives))
+        return _listed(folder := unpack(folder, archives), folder.name)
     splits = {}
     for path in kinds.get(kind, []):
         parts = path.relative_to(folder).parts

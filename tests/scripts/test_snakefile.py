@@ -148,7 +148,7 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     without = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     with exclusive(tmp_path / ".snakemake"):
         run = run_toy_study(tmp_path, "--cores", "1")
-    assert "another `make study` is running in this folder" in run.stdout + run.stderr
+    assert "another `make study` is running in this folder; wait for it" in run.stdout + run.stderr
     (tmp_path / ".snakemake" / ".lock.held").write_text(f"{os.getpid()}\n{os.uname().nodename}\n")
     run = run_toy_study(tmp_path, "--cores", "1", **without)
     assert "another `make study` is running in this folder" in run.stdout + run.stderr
@@ -157,6 +157,29 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     run = run_toy_study(tmp_path, "--cores", "1", "--retries", "1", **without)
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / ".snakemake" / ".lock.held").exists()
+
+
+@pytest.mark.parametrize(
+    ("holder", "who"),
+    [
+        (f"{os.getpid()} {os.uname().nodename}", f" (process {os.getpid()})"),
+        (f"{2**22 + 1} {os.uname().nodename}", f" (process {2**22 + 1} is gone, what it started is not)"),
+        ("77 node-12", " (process 77 on node-12)"),
+    ],
+)
+def test_whoever_runs_the_other_study_is_named(tmp_path, holder, who):
+    make_toy_study(tmp_path)
+    with exclusive(tmp_path / ".snakemake"):
+        (tmp_path / ".snakemake" / "running").write_text(holder)
+        run = run_toy_study(tmp_path, "--cores", "1")
+    assert f"another `make study` is running in this folder{who}; wait for it, or stop" in run.stdout + run.stderr
+
+
+def test_a_study_leaves_its_process_for_the_next_one_to_name(tmp_path):
+    make_toy_study(tmp_path)
+    run_toy_study(tmp_path, "--cores", "1")
+    pid, machine = (tmp_path / ".snakemake" / "running").read_text().split()
+    assert pid.isdecimal() and machine == os.uname().nodename
 
 
 @pytest.mark.parametrize(("mode", "threads"), [("default", 2), ("remote", 4)])
