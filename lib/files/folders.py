@@ -45,11 +45,6 @@ def _inside(folder: str) -> Iterator[str]:
                 yield entry.path
 
 
-def visible(folder: Path) -> list[Path]:
-    """The same as paths, which takes longer."""
-    return [Path(name) for name in names_in(folder)]
-
-
 def stem_of(path: Path) -> str:
     """The name of an archive without its ending, "" for any other file."""
     return next((path.name.removesuffix(ending) for ending in ARCHIVES if path.name.endswith(ending)), "")

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from lib.files.folders import DataError, names_in, place_of, sets_in, stem_of, unpack, visible, why
+from lib.files.folders import DataError, names_in, place_of, sets_in, stem_of, unpack, why
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -188,7 +188,7 @@ def _listed(folder: Path, fingerprint: str) -> tuple[str, dict[str, list[Path]],
     Raises:
         DataError: for two generations of shards, and for an archive that cannot be unpacked.
     """
-    there = visible(folder)
+    there = [Path(name) for name in names_in(folder)]
     saved = [path.parent for path in there if path.name == "state.json"]
     if saved:
         splits = {"train" if path == folder else _split_of(path.name): [path] for path in saved}

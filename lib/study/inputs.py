@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lib.files.folders import place_of, visible
+from lib.files.folders import names_in, place_of
 from lib.files.lineages import path_of, pattern_of
 from lib.study.profiles import LanguageProfile, Profile
 
@@ -26,7 +26,7 @@ TOLD = "data_root"  # noted, but no part of what identifies the inputs: a copy o
 
 def fingerprint(place: Path) -> str:
     """A short hash of a file or of all files in a folder: of their names, sizes and last bytes, not of their times."""
-    files, total = visible(place), hashlib.sha256()
+    files, total = [Path(name) for name in names_in(place)], hashlib.sha256()
     for path in files:
         total.update(f"{path.relative_to(place)} {path.stat().st_size} ".encode())
         if len(files) <= MANY:
@@ -94,9 +94,9 @@ def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:
     found: dict[str, object] = {TOLD: data_root} if data_root else {}
     found |= chosen(profile, data_root)
     for task, place in local_sets(profile, data_root).items():
-        tables = [path for path in visible(place) if path.suffix == ".parquet"]
+        tables = [name for name in names_in(place) if name.endswith(".parquet")]
         if tables:
-            found[f"rows of {task}"] = sum(parquet.read_metadata(path).num_rows for path in tables)
+            found[f"rows of {task}"] = sum(parquet.read_metadata(name).num_rows for name in tables)
     return found | dict(_revisions(profile, data_root))
 
 

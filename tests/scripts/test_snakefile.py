@@ -199,7 +199,7 @@ def test_a_job_asks_for_the_memory_that_is_planned(tmp_path):
     phase = needs.Needs(merged, 8, 128, 128, rows, frozen_bytes=4 * other, learn_mask=True)
     planned = sum(needs.plan(phase).values()) / 1e6
     assert asked_memory(tmp_path, rule, clip) == pytest.approx(planned + 4000, abs=1)
-    assert asked_memory(tmp_path, rule, clip, params="micro_batch=16") < planned + 3000
+    assert asked_memory(tmp_path, rule, clip, params="micro_batch=16") < planned + 3500
     assert asked_memory(tmp_path, "12_ablation_protocol", clip) > 1.5 * planned  # the exact hypergradient
     on_gpu = asked_memory(tmp_path, rule, clip, "--default-resources", "gres=gpu:1")
     assert on_gpu == pytest.approx(4000 + 12 * 4 * merged / 1e6, abs=1)
