@@ -8,13 +8,17 @@ import atexit
 import hashlib
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
+
 try:
+    from lib.adaptation.needs import FLOAT, Needs, plan
     from lib.runtime.disk import exclusive
     from lib.runtime.parameters import checked, typed
     from lib.study.inputs import label_of
@@ -144,6 +148,37 @@ ARGUMENTS = shlex.join(ARGUMENTS)  # no rule's params: a {task} in it would be t
 NOTEBOOKS = {name: row for name, row in NOTEBOOKS.items() if family_of(name) == profile.family}
 if len(NOTEBOOKS) * len(SEEDS) == 1:  # as for real images: nothing could run beside it
     AT_ONCE = 1
+# Main memory that a job of a cluster asks for, from the memory plan, for the models of which this is known: parameters that
+# are merged, other ones, and the bytes that autograd keeps for an input (measured by lib.adaptation.memory_plan). What
+# the user says holds instead (mem_mb among --default-resources, or --set-resources). See docs/clusters.md.
+SIZES = {
+    ("vision", ""): (1_304_576, 311_809, 508_504),
+    ("vision", "ViT-B-32"): (87_878_656, 63_428_097, 29_993_256),
+    ("vision", "ViT-B-16"): (86_221_824, 63_428_097, 118_167_384),
+    ("vision", "ViT-L-14"): (303_966_208, 123_650_305, 407_884_696),
+}
+PROCESS = 4e9  # what a notebook has beside models and vectors: 1.3 GB with the tiny model, more with CUDA's libraries
+SAID = {name: value.raw for name, value in (workflow.resource_settings.default_resources or {}).items()}
+
+
+def memory(exact):
+    """A job's mem_mb as a resource of its rule; nothing where the model is not known or the user has said it."""
+    if (profile.family, profile.model) not in SIZES or SAID.get("mem_mb") or "mem_mb_per_cpu" in SAID:
+        return {}
+    merged, other, row = SIZES[profile.family, profile.model]
+    tasks = len(profile.task_names)
+    vectors = FLOAT * merged * (tasks + 4)  # on an accelerator only what is read before it goes there
+    if not any("gpu" in f"{name} {value}" for name, value in SAID.items()):
+        own = -(-tasks // GPUS) * profile.adaptation_batch
+        needs = Needs(
+            merged, tasks, own, max(profile.micro_batch, profile.adaptation_batch) if profile.micro_batch else own, row,
+            frozen_bytes=FLOAT * other, learn_mask=True, exact=exact, vectors=profile.task_vector_dtype, processes=GPUS,
+        )  # fmt: skip
+        # methods that merge without adaptation hold up to three stacks of task vectors
+        vectors = max(sum(plan(needs).values()) * GPUS, FLOAT * merged * (3 * tasks + 3))
+    return {"mem_mb": round((PROCESS * GPUS + vectors) / 1e6)}
+
+
 RUNS = f"runs/{LABEL}"  # ignored by git, like everything that a run leaves; only `make publish` writes what is committed
 
 
@@ -171,16 +206,21 @@ SHARED = digest(
 
 # Snakemake's own lock is a file that a killed run leaves behind, and then refuses every later run. `make study` turns
 # it off (--nolock) and uses this one, which the operating system drops with the process, however that ends.
+HOLDER = Path(".snakemake/running")  # which process holds the lock, and where
 if workflow.is_main_process and not workflow.dryrun:
     run_lock = exclusive(Path(".snakemake"), wait=False)
     try:
         run_lock.__enter__()
         atexit.register(run_lock.__exit__, None, None, None)
-        Path(".snakemake/study").write_text(f"{os.uname().nodename}, process {os.getpid()}")
+        HOLDER.write_text(f"{os.getpid()} {platform.node()}")
     except BlockingIOError:
-        other = Path(".snakemake/study").read_text() if Path(".snakemake/study").is_file() else "unknown"
-        what = f"another `make study` is running in this folder ({other}); wait for it, or stop it first"
-        raise WorkflowError(what) from None
+        pid, _, machine = HOLDER.read_text().partition(" ") if HOLDER.is_file() else ("", "", "")
+        who = f" (process {pid}{f' on {machine}' if machine != platform.node() else ''})" if pid else ""
+        if pid and machine == platform.node() and not psutil.pid_exists(int(pid)):
+            who = f" (process {pid} is gone, what it started is not)"
+        raise WorkflowError(
+            f"another `make study` is running in this folder{who}; wait for it, or stop it first"
+        ) from None
 
 # What Snakemake says between two notebooks drowns what the notebooks say; so does its echo of an error that the
 # notebook has already explained. The whole record is in .snakemake/log.
@@ -236,6 +276,8 @@ for notebook, (needs, tables) in NOTEBOOKS.items():
             # Of two that could run, the one of the earlier seed, then the one with the smaller number.
             priority: 1000 - 100 * number - int(notebook[:2])
             threads: max(1, CORES // AT_ONCE)
+            resources:
+                **memory(exact=notebook.startswith("12")),
             # --with-log and no `log:`, because Snakemake deletes the log of an attempt that failed when it tries again.
             shell:
                 "exec {START} -m scripts.run_notebook {input.source:q} {output.executed:q} --with-log --with-parent"

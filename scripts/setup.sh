@@ -39,6 +39,14 @@ if [ -d "$venv/conda-meta" ]; then
     exit 0
 fi
 
+# A set-up that was stopped while it installed may have left half of a package that looks whole to uv and pip, so the
+# environment is made anew; what was downloaded lies in their caches. What says that it is one goes last.
+installing="$venv/.study-installing"
+if [ -e "$installing" ]; then
+    find "$venv/" -mindepth 1 -maxdepth 1 ! -name pyvenv.cfg ! -name .study-installing -exec rm -rf {} +
+    rm -f "$installing"
+fi
+
 if ! usable "$venv/bin/python" >/dev/null 2>&1; then
     command -v "$python" >/dev/null 2>&1 ||
         fail "there is no '$python' here; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3.12"
@@ -53,6 +61,7 @@ if ! usable "$venv/bin/python" >/dev/null 2>&1; then
 fi
 
 echo "Installing the pinned packages into $venv (a few minutes the first time; later calls skip this)"
+: >"$installing" || fail "$venv cannot be written to (message above)"
 bootstrap() {
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes "$@" -r bootstrap.lock
 }
@@ -60,5 +69,6 @@ bootstrap() {
     fail "pip could not install uv (message above); is the package index reachable?"
 "$venv/bin/uv" pip install --python "$venv/bin/python" --no-build-isolation --require-hashes \
     -r requirements.lock ||
-    fail "uv could not install requirements.lock (message above); the same command continues where this stopped"
+    fail "uv could not install requirements.lock (message above); the same command continues with what is downloaded"
 tell_where
+rm -f "$installing"

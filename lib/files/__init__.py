@@ -7,10 +7,11 @@ __getattr__, __dir__, __all__ = index(
     {
         "contents": "read_contents",
         "experts": "load_published",
+        "folders": "DataError",
         "lineages": "one_lineage",
         "pickled": "read_tensors",
         "registry": "read_registry",
-        "sets": "DataError Source find_source",
+        "sets": "Source find_source",
         "splits": "choose_rows",
         "weights": "fit read_weights",
     },

@@ -17,7 +17,9 @@ from lib.runtime.names import named_rng
 if TYPE_CHECKING:
     from datasets import Features
 
-IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img", "file_name", "path"), ("label", "labels", "class", "category")
+# Of images and of labels: usual names of columns, and types that can hold them beside their own.
+USUAL = ("image", "img", "file_name", "path"), ("label", "labels", "class", "category")
+ABLE = (), ("string", "int", "bool")
 KINDS = {"string": "text", "bool": "booleans", "int": "numbers", "float": "numbers", "null": "nothing"}
 TEST_SHARE = 0.2  # of train, for sets without a test split
 FEW = 20  # with so many rows, labels that hardly ever come twice are captions or numbers of the rows
@@ -52,7 +54,7 @@ def read_contents(source: Source) -> Contents:
     Raises:
         DataError: for what cannot become one class for each image, naming the file and, if it is one, the row.
     """
-    return _read(source, source.fingerprint())
+    return _read(source, source.fingerprint)
 
 
 @functools.lru_cache(64)
@@ -69,6 +71,10 @@ def _read(source: Source, fingerprint: str) -> Contents:
             raise DataError(f"{source}: no training image has a label (null, empty and -1 are none); label them")
         else:
             remarks.append(f"split '{split}' has no labels and is not used")
+    part, features = next(source.features("train"))
+    for told, used in zip(source.columns, _columns(source, features, part), strict=False):
+        if told not in ("", used):
+            remarks.append(f"there is no column '{told}', so '{used}' is read")
     names = _class_names(found)
     labels = {split: np.concatenate([_numbers(part, names) for part in parts]) for split, parts in found.items()}
     stored = {}
@@ -94,32 +100,36 @@ def _read(source: Source, fingerprint: str) -> Contents:
 def images(source: Source, split: str) -> Iterator[tuple[Path, int, object]]:
     """Part, row in it and image of every row of a split, as it is stored: encoded bytes, a path, or both in a dict."""
     for part, features in source.features(split):
-        yield from source.values(split, _columns(features, part)[0], part)
+        yield from source.values(split, _columns(source, features, part)[0], part)
 
 
-def _columns(features: Features, part: Path) -> tuple[str, str, str]:
-    """The columns of images and of labels, and what the second holds: by type, then by usual names."""
+def _columns(source: Source, features: Features, part: Path) -> tuple[str, str, str]:
+    """The columns of images and of labels, and what the second holds: as told, by type, then by usual names."""
     kinds = {name: getattr(feature, "dtype", "") for name, feature in features.items()}
     kinds |= {name: type(feature).__name__ for name, feature in features.items() if hasattr(feature, "cast_storage")}
     found: list[str] = []
-    for kind, usual, able in (("Image", IMAGE_COLUMNS, ()), ("ClassLabel", LABEL_COLUMNS, ("string", "int", "bool"))):
-        some = [name for name in kinds if kinds[name] == kind] or [name for name in usual if name in kinds][:1]
+    for told, kind, usual, able in zip(source.columns, ("Image", "ClassLabel"), USUAL, ABLE, strict=True):
+        some = [told] if told in kinds else [name for name in kinds if kinds[name] == kind]
+        some = some or [name for name in usual if name in kinds][:1]
         some = some or [name for name in kinds if name not in found and any(word in kinds[name] for word in able)]
-        some = some if len(some) == 1 else [name for name in usual if name in some][:1]
-        if not some:
-            what, there = "labels" if found else "images", ", ".join(kinds)
-            mend = "put images into <split>/<class>/" if part.is_dir() else f"call the right one '{usual[0]}'"
-            raise DataError(f"{part} has not one column of {what}, but {there}; {mend}")
-        found += some
+        chosen = some if len(some) == 1 else [name for name in usual if name in some][:1]
+        if not chosen:
+            what, there = "label" if found else "image", ", ".join(some or kinds)
+            flat = part.is_dir() and not some and found
+            mend = "put images into <split>/<class>/" if flat else f"choose with {what}_column=<name>"
+            raise DataError(f"{part} has not one column of {what}s, but {there}; {mend}")
+        found += chosen
     return found[0], found[1], kinds[found[1]]
 
 
 def _labels(source: Source, split: str, part: Path, features: Features) -> Labels:
-    _, column, stored = _columns(features, part)
+    _, column, stored = _columns(source, features, part)
     classes, names = tuple(getattr(features[column], "names", None) or ()), []
     kind = "classes" if classes else next((KINDS[word] for word in KINDS if word in stored), "")
     if not kind:
-        raise DataError(f"{part}: column '{column}' holds no labels, but {features[column]}; rename the right one")
+        raise DataError(
+            f"{part}: column '{column}' holds no labels, but {features[column]}; choose with label_column=<name>"
+        )
     for _, row, value in source.values(split, column, part):
         try:
             names.append(_name(value, kind, classes))
@@ -154,7 +164,7 @@ def _class_names(found: dict[str, list[Labels]]) -> tuple[str, ...]:
     if not first.classes and len(labels) >= FEW and len(names) > len(labels) / 2:
         raise DataError(
             f"{first.part}: column '{first.column}' holds {len(names)} different values in {len(labels)} rows, which "
-            "are captions or numbers and no classes; call the column of classes 'label'"
+            "are captions or numbers and no classes; choose the column of classes with label_column=<name>"
         )
     return names
 

@@ -19,6 +19,8 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from lib.files.folders import DataError, names_in, place_of, sets_in, stem_of, unpack, why
+
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
     from pyarrow import Table
@@ -30,14 +32,6 @@ TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", 
 IMAGES = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json")
 ROWS_AT_ONCE = 64  # read from a file together
-LFS = b"version https://git-lfs"  # how a pointer file begins
-
-
-class DataError(ValueError):
-    """Data that cannot be used as it is; the message, one line, names the place and how to correct it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
 
 
 @functools.cache
@@ -72,20 +66,24 @@ def library() -> ModuleType:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a set's files lie: its name in the study, their folder, and the hub's id if they came from there."""
+    """Where a set's files lie: its name in the study, their folder or archive, the hub's id if they are from there.
+
+    `columns` are the names of the columns of images and of labels, where a file has them; "" for those that are usual.
+    """
 
     name: str
     folder: Path
     hub: str = ""
+    columns: tuple[str, str] = ("", "")
 
     def __str__(self) -> str:
         """The place: "folder:<path>" or "hub:<id>"."""
         return f"hub:{self.hub}" if self.hub else f"folder:{self.folder}"
 
     @functools.cached_property
-    def listed(self) -> tuple[str, dict[str, list[Path]], list[str]]:
-        """How the set is stored, the files of each split, and what is to be said about them; see `_listed`."""
-        return _listed(self.folder)
+    def listed(self) -> tuple[str, dict[str, list[Path]], list[str], Path]:
+        """How the set is stored, the files of each split, what is to be said about them, and where they are."""
+        return _listed(self.folder, self.fingerprint)
 
     def parts(self, split: str) -> list[Path]:
         """What is opened, one after the other, to read a split: its tables, or one folder.
@@ -93,14 +91,14 @@ class Source:
         Raises:
             DataError: if there is nothing of that split.
         """
-        kind, files, _ = self.listed
+        kind, files, _, folder = self.listed
         if split not in files:
             there = ", ".join(files) or "neither a table, nor images, nor what save_to_disk writes"
             raise DataError(
                 f"{self.folder}: nothing of split '{split}', there is {there}; call the files {split}-*.parquet (.csv, "
-                f".jsonl), or put images into {split}/<class>/; unpack archives"
+                f".jsonl), or put images into {split}/<class>/"
             )
-        return [self.folder] if kind == "imagefolder" else files[split]
+        return [folder] if kind == "imagefolder" else files[split]
 
     @contextmanager
     def opened(self, split: str, part: Path, columns: list[str] | None = None) -> Iterator[Dataset | IterableDataset]:
@@ -114,14 +112,12 @@ class Source:
             if kind == "saved":
                 rows = library().load_from_disk(str(part))
             elif kind == "imagefolder":
-                rows = _folder(self, self.fingerprint())[split]
+                rows = _folder(self, self.fingerprint)[split]
             else:
                 rows = _load(kind, {"train": [part]}, columns)["train"]
             yield (rows.select_columns(columns) if columns else rows).with_format("arrow")
         except Exception as error:  # of pyarrow, pandas, json and `datasets`, which share no base class
-            reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0][:200]
-            if part.is_file() and part.stat().st_size < 1000 and part.read_bytes().startswith(LFS):
-                reason = "it is a pointer of Git LFS; `git lfs pull` fetches the file"
+            reason = why(part, error)
             mend = "drop that column" if "datasets dtype" in reason else "copy the file again"
             raise DataError(f"{part} cannot be read as {kind} ({reason}); {mend}") from error
 
@@ -152,9 +148,10 @@ class Source:
         first = next(iter(next(self.features(split))[1]), "")
         return sum(len(rows) for *_, rows in self.tables(split, [first]))
 
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when the files do: a hash of their names, sizes and times of modification."""
-        files = [(str(path), path.stat()) for path in _visible(self.folder)]
+        """Of other files it is another one: a hash of their names, sizes and times of modification, as they are now."""
+        files = [(name, os.stat(name)) for name in names_in(self.folder)]
         return hashlib.sha256(str([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()[:16]
 
 
@@ -183,36 +180,32 @@ def _load(
         return library().load_dataset(kind, data_files=named, cache_dir=cache, **options)
 
 
-def _visible(folder: Path) -> list[Path]:
-    """All files below a folder, in order, without hidden ones."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(found)
-
-
-def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
-    """How a set is stored, the files of each split, and one line about each thing that is odd.
+@functools.lru_cache(64)
+def _listed(folder: Path, fingerprint: str) -> tuple[str, dict[str, list[Path]], list[str], Path]:
+    """How a set is stored, the files of each split, one line about each thing that is odd, and where all that lies.
 
     The kind is that of `datasets.load_dataset`, or "saved" for what `save_to_disk` wrote. All files are of the training
-    split if none has the name of a split.
+    split if none has the name of a split. Archives are looked into where there is nothing else.
 
     Raises:
-        DataError: for two generations of shards.
+        DataError: for two generations of shards, and for an archive that cannot be unpacked.
     """
-    saved = [path.parent for path in (*folder.glob("state.json"), *sorted(folder.glob("*/state.json")))]
+    there = [Path(name) for name in names_in(folder)]
+    saved = [path.parent for path in there if path.name == "state.json"]
     if saved:
-        return "saved", {"train" if path == folder else _split_of(path.name): [path] for path in saved}, []
+        splits = {"train" if path == folder else _split_of(path.name): [path] for path in saved}
+        return "saved", splits if splits.keys() & {*FILE_SPLITS} else {"train": saved}, [], folder
     kinds: dict[str, list[Path]] = {}
-    for path in _visible(folder):
+    for path in there:
         image = path.stem == "metadata" or path.suffix.lower() in IMAGES
         kind = "imagefolder" if image else TABLES.get(path.suffix.lower(), "")
         if kind and path.name not in NO_DATA:
             kinds.setdefault(kind, []).append(path)
     own = [k for k in ("csv", "json") if any(_split_of(path.name) in FILE_SPLITS for path in kinds.get(k, []))]
     kind = next((kind for kind in ("parquet", *own, "imagefolder", "csv", "json") if kind in kinds), "")
-    splits: dict[str, list[Path]] = {}
+    if not kind and (archives := [path for path in there if stem_of(path)]):
+        return _listed(folder := unpack(folder, archives), folder.name)
+    splits = {}
     for path in kinds.get(kind, []):
         parts = path.relative_to(folder).parts
         splits.setdefault(_split_of(*(parts[:-1] if kind == "imagefolder" else parts)), []).append(path)
@@ -220,10 +213,12 @@ def _listed(folder: Path) -> tuple[str, dict[str, list[Path]], list[str]]:
         splits = {"train": kinds[kind]}
     unused = [split or "what is in no folder" for split in splits if split not in FILE_SPLITS]
     unused += [path.name for other in kinds if other not in (kind, "imagefolder") for path in kinds[other]]
+    unused += [path.name for path in there if stem_of(path)]
     lines = [f"not used: {', '.join(unused[:5])}{' ...' if len(unused) > 5 else ''}"] if unused else []
     if kind == "imagefolder":
-        return kind, {split: paths for split, paths in splits.items() if split in FILE_SPLITS}, lines
-    return kind, splits, lines + [line for split, paths in splits.items() if (line := _shards(split, paths))]
+        return kind, {split: paths for split, paths in splits.items() if split in FILE_SPLITS}, lines, folder
+    lines += [line for split, paths in splits.items() if (line := _shards(split, paths))]
+    return kind, splits, lines, folder
 
 
 def _split_of(*names: str) -> str:
@@ -254,19 +249,14 @@ def find_source(
         return Source(name, download(hub, folders[-1].rpartition("/")[2], splits), hub)
     root = Path(data_root).expanduser()
     for folder in (*folders, folders[0].removesuffix("/data")):
-        if (root / folder).is_dir():
-            return Source(name, root / folder)
+        if place := place_of(root / folder):
+            return Source(name, place)
     advice = f"set data_root to the folder that holds {folders[0]}/, or drop '{name}' from the tasks"
     if not root.is_dir():
         raise DataError(f"data_root {root} is not a folder; {advice}")
     nearest = next(folder for folder in (root / folders[0]).parents if folder.is_dir())
-    present = ", ".join(folders_in(nearest)) or "no folder"
+    present = ", ".join(sets_in(nearest)) or "no folder"
     raise DataError(f"{root / folders[0]} does not exist, {nearest} holds {present}; {advice}")
-
-
-def folders_in(folder: Path) -> list[str]:
-    """The names of the folders in a folder."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
 def compare(source: Source, counts: Mapping[str, tuple[int, int]], at_most: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lib.files.folders import names_in, place_of
 from lib.files.lineages import path_of, pattern_of
 from lib.files.sets import IMAGES, Source
 from lib.study.profiles import LanguageProfile, Profile
@@ -27,7 +28,7 @@ TOLD = "data_root"  # noted, but no part of what identifies the inputs: a copy o
 
 def fingerprint(place: Path) -> str:
     """A short hash of a file or of all files in a folder: names, sizes and content, or times where that is much."""
-    files, total = {path: path.stat() for path in _files(place)}, hashlib.sha256()
+    files, total = {Path(name): Path(name).stat() for name in names_in(place)}, hashlib.sha256()
     little = len(files) <= MANY and sum(stat.st_size for stat in files.values()) <= LITTLE
     for path, stat in files.items():
         total.update(f"{path.relative_to(place)} {stat.st_size} ".encode())
@@ -44,19 +45,11 @@ def _content(path: Path, whole: bool, size: int, time: int) -> bytes:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-def _files(place: Path) -> list[Path]:
-    """A file itself, or all files below a folder but hidden ones."""
-    if place.is_file():
-        return [place]
-    inside = ((path, path.relative_to(place).parts) for path in place.rglob("*") if path.is_file())
-    return sorted(path for path, parts in inside if not any(part.startswith(".") for part in parts))
-
-
 def local_sets(profile: Profile, data_root: str) -> dict[str, Path]:
-    """The folder below `data_root` of each task that has one there."""
+    """The folder or archive below `data_root` of each task that has one there."""
     root = Path(data_root).expanduser() / ("glue" if isinstance(profile, LanguageProfile) else "")
-    places = {task: root / task for task in profile.task_names} if data_root else {}
-    return {task: place for task, place in places.items() if place.is_dir()}
+    places = {task: place_of(root / task) for task in profile.task_names} if data_root else {}
+    return {task: place for task, place in places.items() if place}
 
 
 def experts_of(profile: Profile) -> dict[str, Path]:

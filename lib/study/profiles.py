@@ -146,6 +146,8 @@ class VisionProfile(Profile):
 
     pretrained: str
     image_size: CountOrZero
+    image_column: str
+    label_column: str
     head: Literal["text", "class-mean", "linear-probe", "expert"]
     head_scale: Rate
     experts: str

@@ -78,8 +78,9 @@ class VisionWorkspace(Workspace):
     def tasks(self) -> dict[str, Task]:
         """The profile's tasks by name, in its order."""
         if not self._tasks:
-            for name in self.study.profile.task_names:
-                self._tasks[name] = load_task(name, data_root=self.study.data_root)
+            profile, root = self.study.profile, self.study.data_root
+            columns = profile.image_column, profile.label_column
+            self._tasks |= {name: load_task(name, data_root=root, columns=columns) for name in profile.task_names}
         return self._tasks
 
     def with_head(self, kind: str) -> VisionWorkspace:

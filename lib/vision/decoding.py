@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lib.files.contents import images
-from lib.files.sets import FILE_SPLITS, LFS, DataError, Source
+from lib.files.folders import LFS, POINTER, DataError
+from lib.files.sets import FILE_SPLITS, Source
 from lib.runtime.processes import cores
 
 WAITING = 32  # encoded images per core in memory at a time: enough to keep it busy
@@ -52,13 +53,13 @@ def opened(stored: object, part: Path) -> Image.Image:
     if not isinstance(stored, (bytes, bytearray)):
         raise ValueError("no image bytes")
     if stored.startswith(LFS):
-        raise ValueError("it is a pointer of Git LFS; `git lfs pull` fetches the file")
+        raise ValueError(POINTER)
     return Image.open(io.BytesIO(stored))
 
 
 def bits_of(source: Source) -> int:
     """How many bits, 8 to 16, the 16-bit grey levels of a set need; 0 if its first image has no such levels."""
-    return _bits_of(source, source.fingerprint())
+    return _bits_of(source, source.fingerprint)
 
 
 @lru_cache(64)  # the same for every split, and a pass over the whole set

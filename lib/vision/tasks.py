@@ -17,7 +17,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from lib.files.contents import read_contents
-from lib.files.sets import DataError, Source, compare, download, find_source, folders_in
+from lib.files.folders import place_of, sets_in
+from lib.files.sets import DataError, Source, compare, download, find_source
 from lib.files.splits import SPLITS, choose_rows
 from lib.runtime.disk import exclusive
 from lib.runtime.keys import code_of, key_of
@@ -54,6 +56,7 @@ class Task:
         templates: prompts with one {} for the class name.
         source: "drawn", "folder:<path>" or "hub:<id>".
         note: one plain line when the data differ from the official set, else "".
+        columns: of images and of labels in a set with several, as they were told to `load_task`.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Task:
     templates: tuple[str, ...]
     source: str
     note: str = ""
+    columns: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -72,40 +76,41 @@ class Split:
     labels: Tensor
 
 
-def find_set(name: str, data_root: str = "") -> Source:
+def find_set(name: str, data_root: str = "", columns: tuple[str, str] = ("", "")) -> Source:
     """Where a real set lies: below `data_root` when that is given, else on the hub.
 
     Raises:
         DataError: if `data_root` or the set's folder in it does not exist, or the name is not known.
     """
     root, known = Path(data_root).expanduser(), REGISTRY.get(name)
-    present = folders_in(root) if data_root and root.is_dir() else []
+    present = sets_in(root) if data_root and root.is_dir() else []
     if not known and name not in present:
         if name.count("/") == 1:
-            return Source(name, download(name), name)
+            return Source(name, download(name), name, columns)
         raise DataError(
             f"unknown task '{name}'; drawn: {', '.join(MODULES)}; real: {', '.join(REGISTRY)}; on the hub: owner/set; "
             + (f"in {root}: {', '.join(present) or 'nothing'}" if data_root else "for a set of your own, set data_root")
         )
     # A copy of a hub repository may keep the files in a folder of another name, as the repository does.
     places = [f"{name}/data", *([f"{name}/{known.folder}"] if known else [])]
-    return find_source(name, data_root, places, known.hub if known else "")
+    return replace(find_source(name, data_root, places, known.hub if known else ""), columns=columns)
 
 
-def load_task(name: str, *, data_root: str = "") -> Task:
+def load_task(name: str, *, data_root: str = "", columns: tuple[str, str] = ("", "")) -> Task:
     """Look up a task by name: drawn, registered, or any set in a folder below `data_root` or on the hub.
 
+    `columns` of images and labels are read where a set has them, "" and where it has not those that are usual.
     A line is printed about each thing that is odd, and when a local mirror holds less than the official set.
 
     Raises:
         DataError: for an unknown name, and for whatever is wrong with the files; see `lib.files.sets`.
     """
     if name in MODULES:
-        if data_root and (Path(data_root).expanduser() / name).is_dir():
+        if data_root and place_of(Path(data_root).expanduser() / name):
             raise DataError(f"{Path(data_root) / name} has the name of a drawn task; rename the folder")
         module, title = drawing(name), name.replace("_", " ").capitalize()
         return Task(name, title, tuple(module.CLASSES), tuple(module.TEMPLATES), "drawn")
-    source = find_set(name, data_root)
+    source = find_set(name, data_root, columns)
     contents, official = read_contents(source), REGISTRY.get(name)
     spoken = official.prompted if official else {}
     class_names = tuple(spoken.get(raw, " ".join(raw.replace("_", " ").split())) for raw in contents.class_names)
@@ -114,7 +119,7 @@ def load_task(name: str, *, data_root: str = "") -> Task:
     for remark in (*contents.remarks, *(() if official else _odd_names(class_names))):
         print(f"{name}: {remark}", flush=True)
     if not official:
-        return Task(name, name.replace("_", " "), class_names, DEFAULT_TEMPLATES, str(source))
+        return Task(name, name.replace("_", " "), class_names, DEFAULT_TEMPLATES, str(source), columns=columns)
     counts = {
         "classes": (len(class_names), official.classes),
         "training images": (len(contents.labels["train"]), official.train),
@@ -122,7 +127,7 @@ def load_task(name: str, *, data_root: str = "") -> Task:
     }
     if note := compare(source, counts, at_most=["classes"]):
         print(note, flush=True)
-    return Task(name, official.title, class_names, official.templates, str(source), note)
+    return Task(name, official.title, class_names, official.templates, str(source), note, columns)
 
 
 def _odd_names(class_names: Sequence[str]) -> Iterator[str]:
@@ -166,7 +171,9 @@ def load_splits(
     Raises:
         DataError: for a wrong split name and for whatever is wrong with the files; see `lib.files.sets`.
     """
-    paths = {task.name: _cached(task, split, sizes, image_size, data_root, cache, seed) for task in tasks}
+    sources = {task.name: _source(task, data_root) for task in tasks if task.source != "drawn"}
+    place = partial(_cached, sizes=sizes, image_size=image_size, cache=cache, seed=seed)
+    paths = {task.name: place(task, sources.get(task.name), split) for task in tasks}
     missing = [task for task in tasks if not is_whole(paths[task.name])]
     jobs = {task.name: Job(task.name, split, sizes[split], seed) for task in missing if task.source == "drawn"}
     for name, (images, labels) in zip(jobs, draw_splits(list(jobs.values())), strict=True):
@@ -179,10 +186,9 @@ def load_splits(
             continue
         with exclusive(cache / "splits"):  # one process at a time: each of them uses all cores
             if not paths[task.name].is_file():
-                source = find_set(task.name, data_root)
-                _decode(paths[task.name], source, split, sizes, image_size, seed, f"decoding {task.title}, {split}")
-                given = (sizes, image_size, data_root, cache, seed)
-                _tell_repeats(task, split, {other: _cached(task, other, *given) for other in SPLITS})
+                source, label = sources[task.name], f"decoding {task.title}, {split}"
+                _decode(paths[task.name], source, split, sizes, image_size, seed, label)
+                _tell_repeats(task, split, {other: place(task, source, other) for other in SPLITS})
     started = time.monotonic()
     loaded = {task.name: _read(paths[task.name]) for task in tasks}
     real = [loaded[task.name].images for task in tasks if task.source != "drawn"]
@@ -192,23 +198,29 @@ def load_splits(
     return loaded
 
 
+def _source(task: Task, data_root: str) -> Source:
+    """Where a real set lies, which is where it lay when its task was loaded."""
+    source = find_set(task.name, data_root, task.columns)
+    if task.source != str(source):
+        raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
+    return source
+
+
 def _cached(
-    task: Task, split: str, sizes: Mapping[str, int], image_size: int, data_root: str, cache: Path, seed: int
+    task: Task, source: Source | None, split: str, sizes: Mapping[str, int], image_size: int, cache: Path, seed: int
 ) -> Path:
     """Where a split is cached: the name holds a hash of everything that determines the images."""
     if split not in SPLITS:
         raise DataError(f"unknown split '{split}'; the splits are {', '.join(SPLITS)}")
     determines: dict[str, object] = {"format": FORMAT, "size": sizes.get(split), "side": image_size, "seed": seed}
-    if task.source == "drawn":
+    if source is None:
         if not determines["size"]:
             raise DataError(f"{task.name}: sizes names no number of images to draw for split '{split}'")
         determines |= {"code": [code_of("worlds.images"), code_of(MODULES[task.name])], "wild": TASK_WILD}
     else:
-        source = find_set(task.name, data_root)
-        if task.source != str(source):
-            raise DataError(f"{task.name} was loaded from {task.source}, not from {source}; pass the same data_root")
-        determines |= {"source": source.fingerprint(), "format": REAL_FORMAT}
+        determines |= {"source": source.fingerprint, "format": REAL_FORMAT}
         determines |= {"validation": sizes.get("validation")} if split == "train" else {}
+        determines |= {"columns": task.columns} if any(task.columns) else {}
     return cache / "splits" / f"{task.name.replace('/', '-')}-{split}-{key_of(determines)}.npy"
 
 

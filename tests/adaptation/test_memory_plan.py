@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from lib import concrete, fusion
 from lib.adaptation import memory_plan
 from lib.adaptation.loop import adapt
-from lib.adaptation.memory_plan import Needs, check, free_memory, mend, plan
+from lib.adaptation.memory_plan import check, free_memory, mend
+from lib.adaptation.needs import PASSING, Needs, plan
 from lib.runtime.device import Runtime
 from lib.runtime.disk import ROOT
 from lib.runtime.keys import digest
@@ -54,7 +55,7 @@ def test_the_plan_is_the_sum_of_its_parts():
     parts = plan(VIT)
     assert parts["task vectors"] == 32 * VIT.parameters
     assert parts["mask logits and moments"] == parts["theta0, merged model and gradient"] == 12 * VIT.parameters
-    assert parts["activations of 128 inputs"] == pytest.approx(128 * 33_000_000 * memory_plan.PASSING)
+    assert parts["activations of 128 inputs"] == pytest.approx(128 * 33_000_000 * PASSING)
     assert plan(replace(VIT, vectors="bf16"))["task vectors"] == 16 * VIT.parameters
     assert plan(replace(VIT, vectors="mapped"))["task vectors"] == 4 * VIT.parameters
     assert "task vectors" not in plan(replace(VIT, vectors="mapped", accelerator=False))

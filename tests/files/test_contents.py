@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -12,7 +15,8 @@ from mirrors import picture, read_images, write_split
 from PIL import Image
 
 from lib.files.contents import read_contents
-from lib.files.sets import DataError, Source
+from lib.files.folders import DataError
+from lib.files.sets import Source, find_source
 from lib.vision.decoding import decode, decode_rows, fit
 
 CLASSES = ("ant", "bee")
@@ -122,6 +126,91 @@ def test_an_image_folder_that_datasets_wrote_as_parquet_is_read_by_its_paths(tmp
     assert read_images(source, "train", np.arange(6), 8)[:, 0, 0, 0].tolist() == [0, 2, 4, 1, 3, 5]
 
 
+def archives(form, root):
+    """The set "insects" in archives; gives the folder or file where it is looked for."""
+    make(form, root / "loose")
+    if not form.startswith("class"):
+        shutil.make_archive(str(root / "insects"), "gztar", root, "loose")
+        return root / "insects.tar.gz"
+    for split, kind in (("train", "zip"), ("test", "xztar")):
+        shutil.make_archive(str(root / "insects" / split), kind, root / "loose" / split)
+    return root / "insects"
+
+
+@pytest.mark.parametrize("form", ["class folders", "metadata csv", "saved", "paths", "parquet in folders"])
+def test_archives_are_read_as_what_is_in_them(tmp_path, form, monkeypatch, capsys):
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path / "out"))
+    place = archives(form, tmp_path)
+    before = sorted((tmp_path / "insects").rglob("*"))
+    loose = Source("insects", tmp_path / "loose")
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    (tmp_path / "out/data/cache/unpacked/.left by a killed one").mkdir(parents=True)
+    source = find_source("insects", str(tmp_path), ["insects/data"])
+    assert source.folder == place
+    first, second = read_contents(loose), read_contents(source)
+    assert second.class_names == first.class_names == CLASSES
+    for split, labels in first.labels.items():
+        assert second.labels[split].tolist() == labels.tolist()
+        pixels = (read_images(given, split, np.arange(len(labels)), 8) for given in (loose, source))
+        assert np.array_equal(*pixels)
+    assert capsys.readouterr().out.count("unpacking") == (2 if form.startswith("class") else 1)
+    assert sorted((tmp_path / "insects").rglob("*")) == before  # nothing is written beside the set
+    (unpacked,) = (tmp_path / "out/data/cache/unpacked").glob("*/")
+    assert Source("insects", place).listed[3] == unpacked and not capsys.readouterr().out  # once for all
+
+
+def test_nothing_of_an_archive_lands_outside_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path / "out"))
+    (tmp_path / "1.png").write_bytes(colour(1))
+    for name, kind in (("tarred", "tar"), ("zipped", "zip")):
+        (tmp_path / name).mkdir()
+        with (
+            tarfile.open(tmp_path / name / "train.tar", "w")
+            if kind == "tar"
+            else zipfile.ZipFile(tmp_path / name / "train.zip", "w") as file
+        ):
+            (file.add if kind == "tar" else file.write)(tmp_path / "1.png", "../../../../1.png")
+    with pytest.raises(DataError, match=r"train\.tar cannot be unpacked \(.*outside the destination"):
+        read_contents(Source("insects", tmp_path / "tarred"))
+    with pytest.raises(DataError, match="nothing of split 'train'"):
+        read_contents(Source("insects", tmp_path / "zipped"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "out", "tarred", "zipped"]
+    assert not list((tmp_path / "out").rglob("1.png"))
+
+
+def two_of_each(folder, split="train"):
+    """A table with two columns of images and two of classes, none of a usual name."""
+    images = [{"bytes": colour(row), "path": None} for row in range(6)], [{"bytes": colour(9), "path": None}] * 6
+    classes = datasets.ClassLabel(names=list(CLASSES)), datasets.ClassLabel(names=["small", "large", "huge"])
+    columns = {"left": images[0], "right": images[1], "kind": [0, 1] * 3, "size": [0, 1, 2] * 2}
+    types = {"left": datasets.Image(), "right": datasets.Image(), "kind": classes[0], "size": classes[1]}
+    folder.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict(columns, features=datasets.Features(types)).to_parquet(folder / f"{split}.parquet")
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    for split in ("train", "test"):
+        two_of_each(tmp_path, split)
+    with pytest.raises(DataError, match=r"not one column of images, but left, right; choose with image_column=<name>"):
+        read_contents(Source("pairs", tmp_path))
+    with pytest.raises(DataError, match=r"not one column of labels, but kind, size; choose with label_column=<name>"):
+        read_contents(Source("pairs", tmp_path, columns=("left", "")))
+    for image, label, names, red in (("left", "kind", CLASSES, 5), ("right", "size", ("small", "large", "huge"), 9)):
+        source = Source("pairs", tmp_path, columns=(image, label))
+        contents = read_contents(source)
+        assert contents.class_names == names and contents.remarks == ()
+        assert read_images(source, "train", np.arange(6), 8)[5, 0, 0, 0] == red
+
+
+def test_a_set_without_the_chosen_columns_is_read_as_usual(tmp_path):
+    for split in ("train", "test"):
+        write_split(tmp_path, split, [0, 1, 2])
+    contents = read_contents(Source("pets", tmp_path, columns=("left", "label")))
+    assert contents.class_names[0] == "red_fox" and contents.remarks == (
+        "there is no column 'left', so 'image' is read",
+    )
+
+
 def test_without_names_of_splits_all_is_train_and_test_is_cut_from_it(tmp_path):
     class_folders(tmp_path, count=40)
     source = Source("insects", tmp_path)
@@ -209,10 +298,10 @@ def spoil(kind, folder):
         told = rows.schema.metadata[b"huggingface"].replace(b'"dtype": "int64"', b'"names": ["a", "b"]')
         told = told.replace(b'"names": ["a", "b"], "_type": "Value"', b'"names": ["a", "b"], "_type": "ClassLabel"')
         parquet.write_table(rows.replace_schema_metadata({"huggingface": told}), path)
-    elif kind == "archives":
+    elif kind.startswith("archives"):
         for path in folder.iterdir():
             path.unlink()
-        (folder / "train.zip").write_bytes(b"PK")
+        (folder / "train.zip").write_bytes(b"version https://git-lfs.github.com/spec/v1" if "lfs" in kind else b"PK")
     elif kind == "flat":
         for path in folder.iterdir():
             path.unlink()
@@ -227,11 +316,13 @@ def spoil(kind, folder):
         ("numbers and text", r"test-.*parquet has text as labels, .*train-.*parquet has numbers; write both alike"),
         ("one text missing", r"train-.*parquet, row 1: no label \(null, empty and -1 are none\)"),
         ("beyond the classes", r"train-.*parquet, row 2: label 2 is no class of the 2; correct it"),
-        ("archives", r"nothing of split 'train', there is neither a table, .*; unpack archives"),
+        ("archives", r"train\.zip cannot be unpacked \(.* is not a zip file\); copy it again"),
+        ("archives, lfs", r"train\.zip cannot be unpacked \(it is a pointer of Git LFS; `git lfs pull` fetches"),
         ("flat", r"has not one column of labels, but image; put images into <split>/<class>/"),
     ],
 )
-def test_one_sentence_names_file_row_and_value(tmp_path, kind, message):
+def test_one_sentence_names_file_row_and_value(tmp_path, kind, message, monkeypatch):
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path / "out"))
     spoil(kind, tmp_path / "pets")
     with pytest.raises(DataError, match=message) as caught:
         read_contents(Source("pets", tmp_path / "pets"))

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 
 from lib.files import sets
 from lib.files.contents import read_contents
-from lib.files.sets import DataError, Source, find_source
+from lib.files.folders import DataError
+from lib.files.sets import Source, find_source
 from lib.vision.decoding import decode, fit
 
 
@@ -88,10 +90,10 @@ def test_the_image_column_may_be_called_img(tmp_path):
 
 
 def test_the_fingerprint_follows_the_files(source):
-    before = source.fingerprint()
-    assert source.fingerprint() == before
+    before = source.fingerprint
+    assert replace(source).fingerprint == before
     write_split(source.folder, "test", [0, 1, 2, 2])
-    assert source.fingerprint() != before
+    assert replace(source).fingerprint != before
 
 
 def test_reading_writes_nothing(source, tmp_path, monkeypatch):
@@ -143,8 +145,8 @@ def broken(kind, folder):
         ("cut off", r"train-00000-of-00001\.parquet cannot be read as parquet"),
         ("map", r"train-00000-of-00001\.parquet cannot be read as parquet \(.*\('notes'\).*\); drop that column"),
         ("git lfs", r"train-00000-of-00001\.parquet cannot .* pointer of Git LFS; `git lfs pull` fetches the file"),
-        ("no image column", r"has not one column of images, but photo, label; call the right one 'image'"),
-        ("no label column", r"has not one column of labels, but image, score; call the right one 'label'"),
+        ("no image column", r"has not one column of images, but photo, label; choose with image_column=<name>"),
+        ("no label column", r"has not one column of labels, but image, score; choose with label_column=<name>"),
         ("empty split", r"split 'test' is empty"),
         ("grades", r"train-00000-of-00001\.parquet, row 0: label 0\.5 is no class; correct it"),
         ("label outside", r"test-00000-of-00001\.parquet, row 2: no label \(null, empty and -1 are none\)"),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -17,7 +18,8 @@ from hypothesis import strategies as some
 from PIL import Image
 
 from lib.files.contents import read_contents
-from lib.files.sets import FILE_SPLITS, DataError, Source
+from lib.files.folders import DataError
+from lib.files.sets import FILE_SPLITS, Source
 from lib.files.splits import SPLITS, choose_rows
 from lib.vision.decoding import decode_rows
 
@@ -27,6 +29,7 @@ MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F", "cut", "t
 NAMES = ("ant", "bee", "größe", "日本", "a b", "x[1]*", "101", "NA", "train", "test", "val", "{}", ".hidden", "__it")
 FILES = ("train", "test", "validation", "val", "dev", "Training", "train2017", "data", "test_", "x-00000-of-00001")
 FORMS = ("parquet", "parquet", "csv", "jsonl", "tsv", "folders", "metadata", "saved", "empty")
+PACKED = ("", "", "", "whole.zip", "whole.tar.gz", "each.zip", "each.tar")
 
 numbers = some.one_of(some.integers(-2, 12), some.none(), some.just(3))
 words = some.one_of(
@@ -51,6 +54,7 @@ wild = some.fixed_dictionaries(
         "column": some.sampled_from(("image", "image", "image", "img", "picture", "file_name")),
         "label": some.sampled_from(("label", "label", "labels", "kind", "image_id")),
         "damage": some.sampled_from((None,) * 8 + ("cut", "lfs", "empty", "noise")),
+        "packed": some.sampled_from(PACKED),
         "sound": some.just(False),
     }
 )
@@ -81,13 +85,15 @@ sound = some.fixed_dictionaries(
         "column": some.just("image"),
         "label": some.sampled_from(("label", "label", "category")),
         "damage": some.none(),
+        "packed": some.sampled_from(PACKED),
         "sound": some.just(True),
     }
 ).map(lambda case: case | ({"column": "file_name"} if case["form"] == "metadata" else {}))
 
 
 def encoded(mode, row):
-    """A picture of one grey that tells its row, or something that is none."""
+    """A picture of one grey that tells its row, up to twelve, or something that is none."""
+    row %= 13
     if mode in ("text", "empty", "lfs", "none", "gone"):
         return {"text": b"no image", "empty": b"", "lfs": b"version https://git-lfs.github.com/spec/v1"}.get(mode)
     if mode == "I;16":
@@ -141,11 +147,27 @@ def write(folder, case):
         elif case["form"] in ("csv", "tsv"):
             tabs = "\t" if case["form"] == "tsv" else ","
             pd.DataFrame(columns).to_csv(folder / f"{file}.{case['form']}", index=False, sep=tabs)
+    if case["packed"]:
+        pack(folder, *case["packed"].split(".", 1))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if case["damage"] and files:
         data = files[-1].read_bytes()
         changed = {"cut": data[: len(data) // 2], "lfs": encoded("lfs", 0), "noise": data[:9] + os.urandom(40)}
         files[-1].write_bytes(changed.get(case["damage"], b""))
+
+
+def pack(folder, which, ending):
+    """Put a set into one archive, or each of its folders into one."""
+    kind = {"tar.gz": "gztar"}.get(ending, ending)
+    if which == "each":
+        for inside in [path for path in folder.iterdir() if path.is_dir()]:
+            shutil.make_archive(str(inside), kind, inside)
+            shutil.rmtree(inside)
+        return
+    shutil.make_archive(str(folder.with_name("whole")), kind, folder)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    folder.with_name(f"whole.{ending}").rename(folder / f"whole.{ending}")
 
 
 def check(folder, case):
@@ -196,6 +218,7 @@ def test_a_set_or_one_sentence(case):
             RAN["not written"] += 1
             return
         before = sorted(folder.rglob("*"))
+        os.environ["STUDY_OUT"] = place
         try:
             check(folder, case)
             RAN["sets"] += 1
@@ -208,5 +231,8 @@ def test_a_set_or_one_sentence(case):
 
 @pytest.fixture(scope="module", autouse=True)
 def tell_how_many_ran():
+    before = os.environ.pop("STUDY_OUT", None)
     yield
+    os.environ.pop("STUDY_OUT", None)
+    os.environ |= {"STUDY_OUT": before} if before else {}
     print(dict(RAN), f"{time.monotonic() - STARTED:.0f} s")

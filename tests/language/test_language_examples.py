@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from lib.files import sets
-from lib.files.sets import DataError
+from lib.files.folders import DataError
 from lib.files.splits import SPLITS
 from lib.language.examples import Examples, find_files, load_examples, note
 from lib.language.registry import DRAWN, GLUE

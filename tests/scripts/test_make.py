@@ -162,6 +162,17 @@ def test_a_python_that_is_gone_and_a_uv_that_does_not_run(set_up, tmp_path):
     assert set_up() == ["made anew", "pip"]
 
 
+def test_packages_that_may_be_there_by_half_are_installed_anew(set_up, tmp_path):
+    set_up()
+    whole = (tmp_path / "venv" / "bin" / "uv").read_text()
+    (tmp_path / "venv" / "bin" / "uv").write_text('#!/bin/sh\n[ "$1" = --version ] || kill -9 $PPID\n')
+    (tmp_path / "venv" / "half").touch()
+    set_up()  # is killed by that
+    assert set_up() == ["made anew", "pip"]
+    assert (tmp_path / "venv" / "bin" / "uv").read_text() == whole and not (tmp_path / "venv" / "half").exists()
+    assert set_up() == ["pip"]
+
+
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_the_environment_knows_where_the_project_lies(tmp_path, locale):
     root, venv = tmp_path / "größe of it", tmp_path / "venv"

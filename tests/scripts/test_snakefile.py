@@ -11,6 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from toy_study import FIRST, LABEL, SECOND, TABLES, check_toy_study, executed, make_toy_study, run_toy_study
 
+from lib.adaptation import needs
 from lib.runtime.disk import ROOT, exclusive
 from lib.study.profiles import family_of, get_profile
 
@@ -148,7 +149,7 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     without = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), str(ROOT)])}
     with exclusive(tmp_path / ".snakemake"):
         run = run_toy_study(tmp_path, "--cores", "1")
-    assert "another `make study` is running in this folder (unknown); wait" in run.stdout + run.stderr
+    assert "another `make study` is running in this folder; wait for it" in run.stdout + run.stderr
     (tmp_path / ".snakemake" / ".lock.held").write_text(f"{os.getpid()}\n{os.uname().nodename}\n")
     run = run_toy_study(tmp_path, "--cores", "1", **without)
     assert "another `make study` is running in this folder" in run.stdout + run.stderr
@@ -157,10 +158,61 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
     run = run_toy_study(tmp_path, "--cores", "1", "--retries", "1", **without)
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / ".snakemake" / ".lock.held").exists()
+
+
+@pytest.mark.parametrize(
+    ("holder", "who"),
+    [
+        (f"{os.getpid()} {os.uname().nodename}", f" (process {os.getpid()})"),
+        (f"{2**22 + 1} {os.uname().nodename}", f" (process {2**22 + 1} is gone, what it started is not)"),
+        ("77 node-12", " (process 77 on node-12)"),
+    ],
+)
+def test_whoever_runs_the_other_study_is_named(tmp_path, holder, who):
+    make_toy_study(tmp_path)
     with exclusive(tmp_path / ".snakemake"):
+        (tmp_path / ".snakemake" / "running").write_text(holder)
         run = run_toy_study(tmp_path, "--cores", "1")
-    said = rf"running in this folder \({re.escape(os.uname().nodename)}, process \d+\)"
-    assert re.search(said, run.stdout + run.stderr), "who that is was noted by the one that started"
+    assert f"another `make study` is running in this folder{who}; wait for it, or stop" in run.stdout + run.stderr
+
+
+def test_a_study_leaves_its_process_for_the_next_one_to_name(tmp_path):
+    make_toy_study(tmp_path)
+    run_toy_study(tmp_path, "--cores", "1")
+    pid, machine = (tmp_path / ".snakemake" / "running").read_text().split()
+    assert pid.isdecimal() and machine == os.uname().nodename
+
+
+def asked_memory(root, rule, profile, *options, **config):
+    """The mem_mb of a rule, 0 if it asks for none."""
+    given = [f"{name}={value}" for name, value in {"profile": profile, **config}.items()]
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "2", *options, "--config", *given]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    block = re.search(rf"^rule {rule}:\n(?:.+\n)*", run.stdout, re.MULTILINE)[0]
+    return int((re.search(r"mem_mb=(\d+)", block) or [0, 0])[1])
+
+
+def test_a_job_asks_for_the_memory_that_is_planned(tmp_path):
+    toy(tmp_path)
+    rule, clip = "07_concrete_adamerging", "clip-vit-b-32"
+    merged, other, rows = 87_878_656, 63_428_097, 29_993_256
+    phase = needs.Needs(merged, 8, 128, 128, rows, frozen_bytes=4 * other, learn_mask=True)
+    planned = sum(needs.plan(phase).values()) / 1e6
+    assert asked_memory(tmp_path, rule, clip) == pytest.approx(planned + 4000, abs=1)
+    assert asked_memory(tmp_path, rule, clip, params="micro_batch=16") < planned + 3500
+    assert asked_memory(tmp_path, "12_ablation_protocol", clip) > 1.5 * planned  # the exact hypergradient
+    on_gpu = asked_memory(tmp_path, rule, clip, "--default-resources", "gres=gpu:1")
+    assert on_gpu == pytest.approx(4000 + 12 * 4 * merged / 1e6, abs=1)
+    assert asked_memory(tmp_path, rule, "tiny") < 5000
+    assert asked_memory(tmp_path, rule, "tiny-real", params="model=timm:resnet18 pretrained=hub") == 0  # not known
+
+
+def test_the_users_own_memory_holds(tmp_path):
+    toy(tmp_path)
+    rule = "07_concrete_adamerging"
+    assert asked_memory(tmp_path, rule, "tiny", "--default-resources", "mem_mb=77") == 77
+    assert asked_memory(tmp_path, rule, "tiny", "--default-resources", "mem=5GB") == 5000
+    assert asked_memory(tmp_path, rule, "tiny", "--set-resources", f"{rule}:mem_mb=78") == 78
 
 
 @pytest.mark.parametrize(("mode", "threads"), [("default", 2), ("remote", 4)])

@@ -57,6 +57,15 @@ def test_a_label_names_the_content_of_the_data(root, profile, tmp_path):
     )
 
 
+def test_an_archive_is_data_too_and_chosen_columns_are_in_the_name(root, profile):
+    shutil.make_archive(str(root / "mnist"), "zip", root / "mnist")
+    as_folder = chosen(profile, str(root))
+    shutil.rmtree(root / "mnist")
+    assert chosen(profile, str(root)) == as_folder | {"mnist": fingerprint(root / "mnist.zip")}
+    columns = get_profile("tiny-real", tasks="mnist dtd", image_column="left")
+    assert columns.label == f"{profile.label}+image_column=left"
+
+
 def test_language_reads_below_glue(root):
     profile = get_profile("tiny-t5-real", tasks="cola")
     assert label_of(profile, str(root)) == profile.label

@@ -1,6 +1,11 @@
 """Images on their way to a model: pixels as open_clip's, decoded on all cores, few in memory, cached, in batches."""
 
 import io
+import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +16,9 @@ import torch
 from mirrors import make_mirror, picture, write_split
 from PIL import Image
 
-from lib.files.sets import DataError, Source
+from lib.files.folders import DataError
+from lib.files.sets import Source
+from lib.runtime.disk import ROOT
 from lib.runtime.keys import digest
 from lib.runtime.rng import generator
 from lib.vision import decoding
@@ -64,6 +71,32 @@ def test_few_images_wait_in_memory(tmp_path, monkeypatch):
         done.append(place)
         assert len(read) - len(done) <= decoding.WAITING * 2
     assert sorted(done) == list(range(600))
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts a process's peak anew")
+@pytest.mark.parametrize("form", ["parquet", "zip"])
+def test_a_set_is_never_in_memory_whole_beside_its_mapped_file(tmp_path, form):
+    """The bar is three times the decoded size; a second copy of the pixels would be 2.4 times, none is 1.4."""
+    rng, count = np.random.default_rng(0), 1000
+    pictures = [picture(rng, (64, 64)) for _ in range(20)]
+    if form == "parquet":
+        for split, rows in (("train", count), ("test", 100)):
+            write_split(tmp_path / "pets", split, [row % 3 for row in range(rows)], pictures=pictures * (rows // 20))
+    else:  # class folders in an archive
+        for row in range(count):
+            path = tmp_path / "pets" / ("train", "test")[row % 10 == 0] / "abc"[row % 3] / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pictures[row % 20])
+        shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "pets")
+        shutil.rmtree(tmp_path / "pets")
+    program = Path(__file__).parents[1] / "reading_program.py"
+    command = [sys.executable, str(program), str(tmp_path), "pets", "224", str(tmp_path / "cache")]
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "STUDY_OUT": str(tmp_path / "out")}
+    run = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    took = json.loads(run.stdout.splitlines()[-1])
+    assert took["decoded"] >= count * 3 * 224 * 224
+    assert took["times"] < 2
 
 
 def test_the_second_start_maps_and_has_the_same_digest(tmp_path, capsys):

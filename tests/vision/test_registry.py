@@ -7,8 +7,8 @@ import pytest
 from mirrors import make_mirror
 
 from lib.files import sets
+from lib.files.folders import DataError
 from lib.files.registry import read_registry
-from lib.files.sets import DataError
 from lib.files.splits import SPLITS
 from lib.study.profiles import REAL_TASKS
 from lib.vision.registry import REGISTRY, RealSet

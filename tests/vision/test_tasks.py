@@ -1,14 +1,16 @@
 """Tasks and their four splits: drawn, from a mirror, and a user's own; disjoint, repeatable, cached."""
 
+import shutil
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from mirrors import make_mirror, picture, write_split
 
 import worlds.images
-from lib.files.sets import DataError
+from lib.files.folders import DataError
 from lib.files.splits import SPLITS, choose_rows, stratified_order
 from lib.runtime import keys
 from lib.runtime.names import named_rng
@@ -334,6 +336,33 @@ def test_odd_names_and_images_are_told(tmp_path, load, capsys):
     ]
     load(task, "train", tmp_path, sizes={})
     assert "odd, train: 8 of 8 images with transparency, laid on white" in capsys.readouterr().out
+
+
+def test_chosen_columns_are_another_task(tmp_path, load, capsys):
+    rng = np.random.default_rng(0)
+    rows = {"left": [picture(rng) for _ in range(12)], "right": [picture(rng) for _ in range(12)], "label": [0, 1] * 6}
+    types = {"left": datasets.Image(), "right": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+    (tmp_path / "pairs").mkdir()
+    rows |= {side: [{"bytes": data, "path": None} for data in rows[side]] for side in ("left", "right")}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(types)).to_parquet(tmp_path / "pairs" / "train.parquet")
+    seen = []
+    for column in ("left", "right", "left"):
+        seen.append(load(load_task("pairs", data_root=str(tmp_path), columns=(column, "")), "train", tmp_path).images)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+    assert "no column" not in capsys.readouterr().out
+
+
+def test_a_set_in_an_archive_is_a_task(root, load, monkeypatch):
+    monkeypatch.setenv("STUDY_OUT", str(root.parent / "out"))
+    shutil.make_archive(str(root / "packed"), "zip", root / "pets")
+    loose, packed = (load_task(name, data_root=str(root)) for name in ("pets", "packed"))
+    assert packed.source == f"folder:{root}/packed.zip"
+    seen = [
+        set.union(*(as_set(load(task, split, root, sizes={}).images) for split in SPLITS)) for task in (loose, packed)
+    ]
+    assert seen[0] == seen[1]
+    with pytest.raises(DataError, match=r"unknown task 'pecked'.*root: packed, pets"):
+        load_task("pecked", data_root=str(root))
 
 
 def test_a_set_on_the_hub_needs_only_its_name(tmp_path, load, monkeypatch):
