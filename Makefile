@@ -61,12 +61,13 @@ ONE_THREAD = OMP_NUM_THREADS=1
 # The tests of notebooks, the longest first, so that none of them is left for one core at the end. Notebook 15 needs images
 # and weights that nothing here ships; tests/vision/test_real_images.py runs it on a small mirror.
 LONG = 22_language_concrete 07_concrete_adamerging 14_architectures 21_language_fusion 03_fusion_baselines \
-  09_concrete_on_any_base 20_language_fine_tuning 12_ablation_protocol 13_generalisation 08_when_adaptation_fails
+  09_concrete_on_any_base 20_language_fine_tuning 12_ablation_protocol 13_generalisation 08_when_adaptation_fails \
+  30_merge_your_own
 LONG_FIRST = $(LONG:%=notebooks/%.ipynb) \
   $(filter-out $(LONG:%=notebooks/%.ipynb) notebooks/15_real_images.ipynb,$(sort $(wildcard notebooks/*.ipynb)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup study language real reproduce test scale test-peers benchmark figures report lab publish pretrain lint format lock clean distclean
+.PHONY: help setup study language real merge reproduce test scale test-peers benchmark figures report lab publish pretrain lint format lock clean distclean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +98,9 @@ language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE
 
 real: $(READY) ## Run notebook 15 on real images (hours on a CPU; DATA_ROOT=folder of a mirror, else from the hub)
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),deit-tiny,$(PROFILE))
+
+merge: $(READY) ## Run notebook 30 on your own experts: DATA_ROOT, TASKS, PARAMS="model=... pretrained=... experts='...{task}'"
+	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),your-own,$(PROFILE))
 
 # The profiles "tiny" and "tiny-t5" have their full budgets in "tiny-full" and "tiny-t5-full"; every other is full as it is.
 reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")

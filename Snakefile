@@ -58,6 +58,7 @@ NOTEBOOKS = {
         ["concrete_task_arithmetic", "adaptation", "concrete_adamerging", "adaptation_curve", "mask_curve", "density",
          "first_token", "against_the_paper"],
     ),
+    "30_merge_your_own": ([], ["before_and_after"]),
     "90_results": (
         ["03_fusion_baselines", "05_test_time_adaptation", "06_concrete_task_arithmetic", "07_concrete_adamerging",
          "09_concrete_on_any_base"],

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lib import figures
 from lib.study.evaluation import gather, main_table
-from lib.study.profiles import LanguageProfile, RealProfile, VisionProfile, family_of, get_profile
+from lib.study.profiles import FAMILIES, family_of, get_profile
 from lib.study.statistics import compare_methods
 from lib.study.study import ROOT, open_study
 
@@ -33,13 +33,13 @@ def code_cells(notebook):
 def test_there_are_notebooks():
     assert [path.stem[:2] for path in NOTEBOOKS] == [
         "00", "01", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13", "14", "15", "17", "20",
-        "21", "22", "90",
+        "21", "22", "30", "90",
     ]  # fmt: skip
 
 
 def test_the_first_code_cell_holds_parameters_that_the_study_knows(notebook):
     number = notebook.cells[0].source.removeprefix("# ")
-    (family,) = (kind for kind in (VisionProfile, RealProfile, LanguageProfile) if kind.family == family_of(number))
+    family = FAMILIES[family_of(number)]
     tagged = [cell for cell in code_cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
     assert tagged == code_cells(notebook)[:1]
     namespace = {}

@@ -10,7 +10,7 @@ then stands for the stack of all T task vectors, as if there were only one:
     weight_averaging(theta0, summed[None] / len(experts), layout)
     adapt(objective_at, theta0, summed[None], layout, coefficients=None, learn_mask=True)  # Concrete Task Arithmetic
 
-From files to a file, on the command line: `python -m scripts.merge_files --help`.
+From files to a folder, on the command line: `python -m lib merge --help`.
 
 Rounding: a layer is added up in float64 and rounded once, to theta0's type. So a float32 S has the relative error of
 one rounding, 6e-8, and the order of the files does not show.

@@ -1,0 +1,160 @@
+"""`python -m lib merge`: names from paths, the method for what is given, cards, and the whole way with data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy import stats
+
+from lib.study.card import hash_of, losers, model_card, with_intervals
+from lib.study.command import main, named, recognise
+from lib.study.own import choose_method, warnings_of
+
+SHAPE = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 16}
+MODEL = "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=48, depth=1, num_heads=3)"
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_paths_show_the_names_of_tasks(tmp_path):
+    touch(
+        tmp_path / "runs/signs/last.pt",
+        tmp_path / "runs/fields/last.pt",
+        tmp_path / "a.safetensors",
+        tmp_path / "b.safetensors",
+    )
+    pattern = str(tmp_path / "runs" / "{task}" / "last.pt")
+    for given in (
+        [str(tmp_path / "runs/*/last.pt")],
+        [str(tmp_path / f"runs/{n}/last.pt") for n in ("signs", "fields")],
+        [pattern],
+    ):
+        general, found = named(given)
+        assert general == pattern
+        assert found == {name: tmp_path / "runs" / name / "last.pt" for name in ("fields", "signs")}
+    assert list(named([pattern], ["signs"])[1]) == ["signs"]
+    general, found = named([str(tmp_path / "*.safetensors")])
+    assert general == str(tmp_path / "{task}.safetensors") and list(found) == ["a", "b"]
+    assert list(named([str(tmp_path / "a.safetensors")])[1]) == ["a"]
+    for wrong, message in (
+        ([str(tmp_path / "none*")], "no file or folder is called"),
+        ([str(tmp_path / "a.safetensors"), str(tmp_path / "runs/signs/last.pt")], "differ in one part"),
+        ([str(tmp_path / "a.safetensors"), str(tmp_path / "c.safetensors")], "must exist"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            named(wrong)
+    with pytest.raises(ValueError, match="no expert is called 'c'; there are a, b"):
+        named([str(tmp_path / "*.safetensors")], ["c"])
+
+
+def test_a_base_shows_its_architecture_or_it_must_be_named(tmp_path):
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "config.json").write_text('{"model_type": "t5"}')
+    assert recognise(str(tmp_path / "t5")) == ("language", str(tmp_path / "t5"), "")
+    assert recognise("google/flan-t5-base")[0] == "language"
+    (tmp_path / "timm").mkdir()
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": {"depth": 3}}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    assert recognise(str(tmp_path / "timm"))[1] == "timm:vit_tiny_patch16_224(depth=3)"
+    assert recognise("ViT-B-32", "openai") == ("vision", "ViT-B-32", "openai")
+    touch(tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"does not show its architecture.* name it, as in --base timm:resnet50"):
+        recognise(str(tmp_path / "x.pth"))
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "labels"),
+    [
+        ({"data": False}, "tsv-m", False),
+        ({"data": True}, "concrete-adamerging", False),
+        ({"data": True, "gradients": False}, "featcal", False),
+        ({"data": True, "gradients": False, "labels": True}, "tsv-m", True),
+        ({"data": True, "method": "tsv-m", "labels": True}, "tsv-m", True),
+        ({"data": True, "method": "regmean", "labels": True}, "regmean", False),
+    ],
+)
+def test_auto_follows_what_is_given(given, method, labels):
+    choice = choose_method(**given)
+    assert (choice.method, choice.labels) == (method, labels) and choice.why
+
+
+def test_a_method_without_what_it_needs_is_refused():
+    for method in ("featcal", "adamerging"):
+        with pytest.raises(ValueError, match="needs examples of every task"):
+            choose_method(method, data=False)
+    with pytest.raises(ValueError, match="unknown method 'tsv'; known: auto"):
+        choose_method("tsv", data=True)
+
+
+def rows(**accuracies):
+    found = [
+        (method, task, "test", accuracy, 200)
+        for method, by_task in accuracies.items()
+        for task, accuracy in by_task.items()
+    ]
+    return pd.DataFrame(found, columns=["method", "task", "split", "accuracy", "n"])
+
+
+def test_intervals_and_who_loses():
+    scores = rows(Experts={"a": 0.9, "b": 0.9}, Merged={"a": 0.88, "b": 0.7}, **{"Pre-trained": {"a": 0.5, "b": 0.95}})
+    table = with_intervals(scores).set_index(["method", "task"])
+    ends = stats.binomtest(140, 200).proportion_ci(0.95, "wilson")
+    assert table.loc[("Merged", "b")].tolist() == [70.0, round(100 * ends.low, 1), round(100 * ends.high, 1), 200]
+    assert losers(scores, "Merged", "Experts") == ["b"]
+    assert list(warnings_of(scores)) == [
+        "'b' is worse than before any fine-tuning: leave it out, or keep its own expert.",
+        "Below their own expert, beyond the sampling of images: b.",
+    ]
+    card = model_card({"base": "a|b", "library": "timm", "experts": {"x": "1"}}, scores)
+    assert 'library_name: "timm"' in card and "a\\|b" in card and "| b | 90.0 (" in card
+
+
+def picture_folders(root):
+    """Two sets of noise whose classes differ in brightness, and an expert with a classifier for each."""
+    base = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SHAPE)
+    save_file(base.state_dict(), root / "base.safetensors")
+    for number, task in enumerate(("light", "dark")):
+        generator = np.random.default_rng(number)
+        for split, count in (("train", 30), ("test", 12)):
+            for label, name in enumerate(("high", "low")):
+                for index in range(count):
+                    place = root / "data" / task / split / name / f"{index}.png"
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(generator.integers(0, 120 + 100 * label, (16, 16, 3), dtype=np.uint8)).save(place)
+        torch.manual_seed(number)
+        expert = timm.create_model("vit_tiny_patch16_224", num_classes=2, **SHAPE)
+        expert.load_state_dict(base.state_dict(), strict=False)
+        for parameter in expert.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+        (root / "runs" / task).mkdir(parents=True)
+        torch.save({"state_dict": expert.state_dict()}, root / "runs" / task / "last.pth")
+
+
+@pytest.mark.parametrize("method", ["auto", "tsv-m"])
+def test_the_whole_way_with_data(tmp_path, monkeypatch, capsys, method):
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    picture_folders(tmp_path)
+    given = ["merge", "--base", MODEL, "--pretrained", str(tmp_path / "base.safetensors"), "--image-size", "16"]
+    given += ["--experts", str(tmp_path / "runs" / "*"), "--data", str(tmp_path / "data"), "--steps", "4"]
+    code = main([*given, "--method", method, "--labels", "--out", str(tmp_path / "out")])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert f"2 experts, method {'concrete-adamerging' if method == 'auto' else method}" in told.out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert hash_of(tmp_path / "runs" / "light") in card and "| dark | " in card and "--steps 4" in card
+    assert load_file(tmp_path / "out" / "heads.safetensors")["dark"].shape == (2, 49)
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)(torch.rand(1, 3, 16, 16)).shape == (
+        1,
+        48,
+    )
+    assert main([*given, "--out", str(tmp_path / "out")]) == 1 and "not empty" in capsys.readouterr().err
