@@ -161,8 +161,7 @@ class VisionProfile(Profile):
 
     @model_validator(mode="after")
     def _experts_can_be_found(self) -> VisionProfile:
-        if self.experts:
-            pattern_of(self.experts, self.model, self.task_names)
+        assert not self.experts or pattern_of(self.experts, self.model, self.task_names)
         later = self.family == OwnProfile.family and not self.model  # notebook 30 makes some, of timm
         if self.head == "expert" and not (later or (self.experts and self.model.startswith("timm:"))):
             raise ValueError("parameter 'head' is 'expert': only finished experts of timm come with one; set them, too")
@@ -186,7 +185,6 @@ class OwnProfile(VisionProfile):
     """Somebody's own experts and images, merged and written out (notebook 30, `make merge`)."""
 
     family, default = "own", "your-own"
-
     method: str
     library: str
     out: str

@@ -59,9 +59,9 @@ class VisionWorkspace(Workspace):
         Raises:
             ValueError: if it has none.
         """
-        if not isinstance(self.backbone, Clip):
-            raise ValueError(f"model '{self.study.profile.model}' is no CLIP, which is needed here: choose one")
-        return self.backbone
+        if isinstance(self.backbone, Clip):
+            return self.backbone
+        raise ValueError(f"model '{self.study.profile.model}' is no CLIP, which is needed here: choose one")
 
     @property
     def frozen_bytes(self) -> int:
@@ -195,10 +195,9 @@ class VisionWorkspace(Workspace):
 
     def objective(self, setting: Setting | None = None) -> ImageObjective:
         """What adaptation minimises in a setting, by default that of all tasks."""
-        setting = setting or self.setting()
+        setting, same = setting or self.setting(), (self.backbone.preprocess, self.study.runtime)
         heads, images = [self.heads[name] for name in setting.tasks], list(setting.inputs.values())
-        given = self.model, heads, images, self.backbone.preprocess, self.study.runtime
-        return ImageObjective(*given, **self._objective_options(setting))
+        return ImageObjective(self.model, heads, images, *same, **self._objective_options(setting))
 
     def teachers(self, setting: Setting) -> dict[str, list[Tensor]]:
         """`experts`: each task's expert's logits on the inputs of a setting [N_t, C_t], on the CPU."""
@@ -268,11 +267,7 @@ class VisionWorkspace(Workspace):
         return torch.stack(found).to(self.theta0)
 
     def grams(self, *, images: int = 256) -> dict[str, Tensor]:
-        """Gram matrices of what every linear layer reads under every expert, on some training images of each task.
-
-        Returns:
-            Layer name -> [T, in, in]; no labels are used.
-        """
+        """Gram matrices of what linear layers read under every expert, on training images: name -> [T, in, in]."""
         found, call, same = [], self.study.remember(input_grams), (self.backbone.preprocess, self.study.runtime)
         for task, theta in self.points():
             given = self.model, theta, self.sample(task, images), *same
@@ -298,8 +293,8 @@ class VisionWorkspace(Workspace):
         def moments_at(task: int, merged: Tensor, expert: Tensor, layers: tuple[str, ...]) -> dict[str, Tensor]:
             pixels, own = given[task]
             buffers = batch_norm.statistics(self.place(merged)) if own else {}, own
-            calls = image_calls(pixels, self.backbone.preprocess, merged)
-            return read_moments(self.model, (merged, expert), calls, self.study.runtime, layers=layers, buffers=buffers)
+            given_to = image_calls(pixels, self.backbone.preprocess, merged), self.study.runtime
+            return read_moments(self.model, (merged, expert), *given_to, layers=layers, buffers=buffers)
 
         known = {"given": given, "read with": [self.model, self.backbone.preprocess, self.study.runtime]}
         return {"groups": layer_groups(self.model), "moments_at": Known(moments_at, known)}
