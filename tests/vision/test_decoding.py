@@ -76,7 +76,7 @@ def test_few_images_wait_in_memory(tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts a process's peak anew")
 @pytest.mark.parametrize("form", ["parquet", "zip"])
 def test_a_set_is_never_in_memory_whole_beside_its_mapped_file(tmp_path, form):
-    """The bar is three times the decoded size; a second copy of the pixels would be 2.4 times, none is 1.4."""
+    """The bar is three times the decoded size. It is 1.1 to 1.4 times; with one more copy of the pixels, 1.8 to 2.2."""
     rng, count = np.random.default_rng(0), 1000
     pictures = [picture(rng, (64, 64)) for _ in range(20)]
     if form == "parquet":
@@ -96,7 +96,7 @@ def test_a_set_is_never_in_memory_whole_beside_its_mapped_file(tmp_path, form):
     assert run.returncode == 0, run.stderr
     took = json.loads(run.stdout.splitlines()[-1])
     assert took["decoded"] >= count * 3 * 224 * 224
-    assert took["times"] < 2
+    assert took["times"] < 1.7
 
 
 def test_the_second_start_maps_and_has_the_same_digest(tmp_path, capsys):
