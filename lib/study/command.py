@@ -156,7 +156,8 @@ def _merge_study(given: argparse.Namespace) -> Path:
 
 def _open(given: argparse.Namespace) -> Workspace:
     """The study of what was given."""
-    from lib.study.language import LanguageWorkspace  # here, not above, as in `_merge_study`
+    from lib.language.registry import GLUE  # here, not above, as in `_merge_study`
+    from lib.study.language import LanguageWorkspace
     from lib.study.vision import VisionWorkspace
 
     kind, model, pretrained = recognise(given.base, given.pretrained)
@@ -169,7 +170,8 @@ def _open(given: argparse.Namespace) -> Workspace:
     changed: dict[str, object] = {"model": model, "tasks": " ".join(tasks), "mask_steps": given.steps}
     changed |= {"adaptation_steps": given.steps, "evaluate_every": max(1, given.steps // 10)}
     if kind == "language":
-        profile, space = get_profile("flan-t5-base", **changed, adapters=pattern), LanguageWorkspace
+        budgets = "flan-t5-base" if all(task in GLUE for task in tasks) else "tiny-t5"
+        profile, space = get_profile(budgets, **changed, adapters=pattern), LanguageWorkspace
     else:
         head = given.head or ("expert" if model.startswith("timm:") else "text")
         changed |= {"pretrained": pretrained, "experts": pattern, "image_size": given.image_size, "head": head}

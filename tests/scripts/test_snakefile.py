@@ -167,6 +167,7 @@ def test_a_second_study_in_one_folder_is_refused_also_without_file_locks(tmp_pat
         (f"{2**22 + 1} {os.uname().nodename}", f" (process {2**22 + 1} is gone, what it started is not)"),
         ("77 node-12", " (process 77 on node-12)"),
     ],
+    ids=["there", "gone", "elsewhere"],  # the same in every process of the tests
 )
 def test_whoever_runs_the_other_study_is_named(tmp_path, holder, who):
     make_toy_study(tmp_path)
