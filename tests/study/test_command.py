@@ -1,19 +1,25 @@
 """`python -m lib merge`: names from paths, the method for what is given, cards, and the whole way with data."""
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import stats
 
+from lib.language.t5 import load_t5
+from lib.runtime.disk import ROOT
 from lib.study.card import hash_of, losers, model_card, with_intervals
 from lib.study.command import main, named, recognise
 from lib.study.own import choose_method, warnings_of
+from lib.study.profiles import PROFILES
 
 SHAPE = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 3, "img_size": 16}
 MODEL = "timm:vit_tiny_patch16_224(patch_size=8, embed_dim=48, depth=1, num_heads=3)"
@@ -158,3 +164,27 @@ def test_the_whole_way_with_data(tmp_path, monkeypatch, capsys, method):
         48,
     )
     assert main([*given, "--out", str(tmp_path / "out")]) == 1 and "not empty" in capsys.readouterr().err
+
+
+TEXTS = ("acceptability", "entailment", "sentiment", "similarity")
+
+
+@pytest.mark.parametrize("method", ["auto", "task-arithmetic"])
+def test_the_whole_way_with_four_adapters_of_a_t5(tmp_path, monkeypatch, capsys, method):
+    """Low rank stays an adapter, and a mask on all weights makes it a whole T5."""
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path / "cache"))
+    counts = dict.fromkeys((f"{split}_texts" for split in ("train", "validation", "adaptation", "test", "curve")), 10)
+    monkeypatch.setitem(PROFILES, "tiny-t5", replace(PROFILES["tiny-t5"], adaptation_batch=2, **counts))
+    for number, task in enumerate(TEXTS):
+        torch.manual_seed(number)
+        config = LoraConfig(r=2 + number, lora_alpha=4, target_modules=["q", "v"], init_lora_weights=False)
+        get_peft_model(deepcopy(load_t5().model), config).save_pretrained(tmp_path / "adapters" / task)
+    given = ["merge", "--base", str(ROOT / "data" / "tiny_t5"), "--experts", str(tmp_path / "adapters" / "{task}")]
+    given += ["--tasks", " ".join(TEXTS), "--data", "hub", "--steps", "2", "--method", method]
+    code = main([*given, "--out", str(tmp_path / "out")])
+    told = capsys.readouterr()
+    assert code == 0, told.err
+    assert (tmp_path / "out" / "adapter_config.json").is_file() == (method == "task-arithmetic")
+    assert (tmp_path / "out" / "model.safetensors").is_file() == (method == "auto")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| similarity | " in card and hash_of(tmp_path / "adapters" / "sentiment") in card
