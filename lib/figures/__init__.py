@@ -13,7 +13,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lib.figures.ablations import gradient_noise, mask_gain, step_cost, task_count, temperature, temperature_curve
+from lib.figures.ablations import (
+    gradient_noise,
+    mask_gain,
+    step_cost,
+    task_count,
+    temperature,
+    temperature_curve,
+    temperature_taught,
+)
 from lib.figures.backbones import activation_variance, architectures, running_statistics
 from lib.figures.bases import any_base, few_coefficients, rates, unlabelled_data
 from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
@@ -75,7 +83,8 @@ ONE_SEED = (
 ALL_SEEDS = (
     adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic, masked_experts, phases,
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
-    similar_tasks, against_the_paper, baselines, temperature, gradient_noise, temperature_curve, task_count, mask_gain,
+    similar_tasks, against_the_paper, baselines, temperature, temperature_taught, gradient_noise, temperature_curve,
+    task_count, mask_gain,
     step_cost, objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
     activation_variance, real_images, weak_experts, rates, any_base, few_coefficients, unlabelled_data,
     which_method,

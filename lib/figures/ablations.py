@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -26,6 +27,8 @@ Table = pd.DataFrame
 PAPER_TEMPERATURE = 0.5
 NO_MASK = "none"  # value of `final_mask` in the row of plain Task Arithmetic
 FINAL_MASKS = tuple(MASKS)
+SHUFFLED = "shuffled"  # of `final_mask`: the hard mask, permuted within layers
+RATES = plt.get_cmap("viridis")  # rates have an order, so their colours have too
 PARTS = {"encoder": "encoder, forward and backward", "rest": "everything else: draw, merge, pull, update"}
 
 
@@ -90,6 +93,54 @@ def temperature(table: Table) -> Figure:
     right.axhline(0, **REFERENCE)
     right.set(ylabel="expected minus hard mask\n(points, within a seed)", title="What thresholding the mask loses")
     for axes in (left, middle, right):
+        _temperature_axis(axes, masked["temperature"])
+    return figure
+
+
+def chosen_rates(table: Table) -> Table:
+    """Of the rates that were tried, the one that each temperature and seed takes: that with the lowest late loss.
+
+    Args:
+        table: columns temperature, mask_rate, late_loss (nats), seed, and others that are kept.
+    """
+    masked = table.dropna(subset="temperature")
+    losses = masked.groupby(["temperature", "seed", "mask_rate"])["late_loss"].first()
+    lowest = losses.groupby(["temperature", "seed"]).idxmin()
+    return masked[masked.set_index(["temperature", "seed", "mask_rate"]).index.isin(lowest)]
+
+
+def temperature_taught(table: Table) -> Figure:
+    """With the experts as teachers: accuracy against the temperature by the mask kept, and by the rate; mean |logit|.
+
+    Args:
+        table: temperature, mask_rate, late_loss, mean_logit, final_mask ("expected", "sample", "hard", "shuffled", or
+            "none" without a temperature), task, accuracy (0 to 1), seed.
+    """
+    figure, (left, middle, right) = new_figure(12, 3.9, columns=3)
+    masked, best = table.dropna(subset="temperature"), chosen_rates(table)
+    means = best.groupby(["final_mask", "temperature", "seed"])["accuracy"].mean().reset_index()
+    for kind, (colour, marker) in {
+        **{name: MASKS[name] for name in ("expected", "sample", "hard")},
+        SHUFFLED: ("0.55", "x"),
+    }.items():
+        rows = mean_and_std(means[means["final_mask"] == kind], "temperature", "accuracy")
+        _bars(left, rows, factor=100, color=colour, marker=marker, label=kind)
+    left.axhline(
+        100 * table.loc[table["final_mask"] == NO_MASK, "accuracy"].mean(), ls=":", label="no mask", **REFERENCE
+    )
+    left.set_title(f"Accuracy, by the mask kept ({seed_count(table)})")
+    sampled = masked[masked["final_mask"] == "sample"]
+    for place, (rate, rows) in enumerate(sampled.groupby("mask_rate")):
+        style = {"color": RATES(place / 3), "marker": "os^D"[place % 4], "label": f"{rate:g}"}
+        by_seed = rows.groupby(["temperature", "seed"])["accuracy"].mean().reset_index()
+        _bars(middle, mean_and_std(by_seed, "temperature", "accuracy"), factor=100, **style)
+        _bars(right, mean_and_std(rows, "temperature", "mean_logit"), **style)
+    middle.set_title("A sample, by the learning rate")
+    right.set(title="How far the logits moved", ylabel="mean |logit|")
+    for axes in (left, middle):
+        percent_axis(axes, "y", "mean held-out accuracy (%)")
+    for axes, title in ((left, "mask kept"), (middle, "learning rate"), (right, "learning rate")):
+        axes.legend(frameon=False, title=title, fontsize=8)
         _temperature_axis(axes, masked["temperature"])
     return figure
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -55,22 +56,29 @@ def hash_of(place: Path) -> str:
 
 
 def with_intervals(scores: pd.DataFrame) -> pd.DataFrame:
-    """Held-out accuracies in percent with the 95 % interval of the images' sampling (Wilson), method and task in a row.
+    """Held-out accuracies in percent with the 95 % interval of the examples' sampling: Wilson's; of rho, Fisher's z.
 
     Args:
-        scores: rows (method, task, split, accuracy, n).
+        scores: rows (method, task, split, accuracy, n); where there is a column `metric`, rho is told by it.
 
     Returns:
         The rows of "test": method, task, accuracy, low, high, n.
     """
     held_out = scores[scores["split"] == "test"]
-    ends = []
-    for accuracy, count in held_out[["accuracy", "n"]].to_numpy():
-        test = stats.binomtest(round(accuracy * count), int(count))
-        ends.append(test.proportion_ci(LEVEL, "wilson"))
+    metrics = held_out["metric"] if "metric" in held_out else ["accuracy"] * len(held_out)
+    ends = [_interval(*row) for row in zip(held_out["accuracy"], held_out["n"], metrics, strict=True)]
     low, high = zip(*ends, strict=True) if ends else ((), ())
     table = held_out[["method", "task"]].assign(accuracy=100 * held_out["accuracy"], low=low, high=high)
     return table.assign(low=100 * table["low"], high=100 * table["high"], n=held_out["n"]).round(1)
+
+
+def _interval(score: float, count: int, metric: str) -> tuple[float, float]:
+    if metric == "accuracy":
+        return tuple(stats.binomtest(round(score * count), int(count)).proportion_ci(LEVEL, "wilson"))
+    # Spearman's rho: Fieller, Hartley and Pearson (1957), https://doi.org/10.2307/2332878
+    reach = stats.norm.isf((1 - LEVEL) / 2) * (1.06 / max(1, count - 3)) ** 0.5
+    middle = np.arctanh(np.clip(score, -0.999999, 0.999999))
+    return float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
 
 
 def losers(scores: pd.DataFrame, method: str, against: str) -> list[str]:
@@ -99,7 +107,7 @@ def model_card(about: Mapping[str, object], scores: pd.DataFrame | None = None, 
             "",
             "## Held-out accuracy (%)",
             "",
-            "In brackets: the 95 % interval of the images' sampling (Wilson).",
+            "In brackets: the 95 % interval of the examples' sampling (Wilson; of rho, Fisher's z).",
             "",
         ]
         lines += _table(_score_rows(scores))

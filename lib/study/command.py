@@ -176,7 +176,10 @@ def _open(given: argparse.Namespace) -> Workspace:
         head = given.head or ("expert" if model.startswith("timm:") else "text")
         changed |= {"pretrained": pretrained, "experts": pattern, "image_size": given.image_size, "head": head}
         profile, space = get_profile("your-own", **changed), VisionWorkspace
-    return space(Study(profile, given.seed, root, choose_runtime(given.device, "auto"), device=given.device))
+    study = Study(profile, given.seed, root, choose_runtime(given.device, "auto"), device=given.device)
+    if kind == "vision" and given.data is None:  # tasks are names alone
+        return VisionWorkspace(study, _tasks=dict.fromkeys(tasks))
+    return space(study)
 
 
 def recognise(base: str, pretrained: str = "") -> tuple[str, str, str]:

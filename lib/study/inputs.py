@@ -99,14 +99,14 @@ def inputs_of(profile: Profile, data_root: str = "") -> dict[str, object]:
     found: dict[str, object] = {TOLD: data_root} if data_root else {}
     found |= chosen(profile, data_root)
     sets = [Source(task, place) for task, place in local_sets(profile, data_root).items()]
-    found |= {f"rows of {own.name}": _rows(own, own.fingerprint()) for own in sets if own.listed[0]}
+    found |= {f"rows of {own.name}": _rows(own, own.fingerprint) for own in sets if own.listed[0]}
     return found | dict(_revisions(profile, data_root))
 
 
 @functools.lru_cache(64)
 def _rows(source: Source, fingerprint: str) -> int:
     """How many rows or images a set has; of one that cannot be read it is said why."""
-    kind, splits, _ = source.listed
+    kind, splits, *_ = source.listed
     paths = [path for own in splits.values() for path in own]
     if kind == "imagefolder":
         return sum(path.suffix.lower() in IMAGES for path in paths)

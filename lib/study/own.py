@@ -148,12 +148,14 @@ def before_and_after(workspace: Workspace, theta: Tensor) -> pd.DataFrame:
     """Held-out scores of the pre-trained model, of every expert on its own task, and of the merged model.
 
     Returns:
-        Rows of `workspace.evaluate`, with the methods "Pre-trained", "Experts" and "Merged".
+        Rows of `workspace.evaluate`, with the methods "Pre-trained", "Experts" and "Merged", and the `metric`.
     """
     tables = [workspace.evaluate(workspace.theta0, "Pre-trained")]
     for task, expert in workspace.points():
         tables.append(workspace.evaluate(expert, "Experts", tasks=[task], **workspace.own_buffers(task)))
-    return pd.concat([*tables, workspace.evaluate(theta, "Merged")], ignore_index=True)
+    scores = pd.concat([*tables, workspace.evaluate(theta, "Merged")], ignore_index=True)
+    metrics = {name: getattr(task, "metric", "accuracy") for name, task in workspace.tasks.items()}
+    return scores.assign(metric=scores["task"].map(metrics))
 
 
 def warnings_of(scores: pd.DataFrame) -> Iterator[str]:

@@ -148,7 +148,7 @@ class VisionWorkspace(Workspace):
     @property
     def experts(self) -> Mapping[str, dict[str, Tensor]]:
         """Every task's expert as a state dict of the image encoder, read when asked for."""
-        return OnDemand(self.study.profile.task_names, lambda name: self.layout.views(self.expert(name).theta.cpu()))
+        return OnDemand(tuple(self.tasks), lambda name: self.layout.views(self.expert(name).theta.cpu()))
 
     def place(
         self,

@@ -142,11 +142,7 @@ class Workspace(ABC):
         Of experts that were not trained here, it is said how they compare.
         """
         vectors = self._stacked()
-        for line in (
-            described(self.theta0, vectors, list(self.study.profile.task_names))
-            if self.study.profile.lineage != OWN
-            else ()
-        ):
+        for line in described(self.theta0, vectors, list(self.tasks)) if self.study.profile.lineage != OWN else ():
             say(line)
         return vectors
 
@@ -165,7 +161,7 @@ class Workspace(ABC):
 
     def points(self, tasks: Sequence[str] = ()) -> Iterator[tuple[str, Tensor]]:
         """Each task's name and its expert theta0 + tau_t [D], one at a time; by default of all tasks."""
-        known = list(self.study.profile.task_names)
+        known = list(self.tasks)
         for name in tasks or known:
             yield name, self.theta0 + self.task_vectors[known.index(name)].to(self.theta0)
 
@@ -183,9 +179,7 @@ class Workspace(ABC):
         """True, once all experts have been trained or found in the store."""
         budget = self.study.profile
         self.ready()
-        self.study.prepare(
-            self.fine_tune, list(self.study.profile.task_names), label="fine-tuning", steps=budget.fine_tuning_steps
-        )
+        self.study.prepare(self.fine_tune, list(self.tasks), label="fine-tuning", steps=budget.fine_tuning_steps)
         return True
 
     def expert(self, task: str) -> Expert:
@@ -233,7 +227,7 @@ class Workspace(ABC):
         Raises:
             ValueError: for an unknown task.
         """
-        known = list(self.study.profile.task_names)
+        known = list(self.tasks)
         if unknown := [name for name in tasks if name not in known]:
             raise ValueError(f"unknown task '{unknown[0]}'; known: {', '.join(known)}")
         chosen = tuple(tasks) or tuple(known)

@@ -124,6 +124,14 @@ def test_intervals_and_who_loses():
     assert 'library_name: "timm"' in card and "a\\|b" in card and "| b | 90.0 (" in card
 
 
+def test_the_interval_of_a_rank_correlation_is_one_of_rho():
+    scores = rows(Merged={"a": -0.3, "b": 0.8}).assign(metric="Spearman's rho")
+    table = with_intervals(scores)
+    reach = 1.959964 * (1.06 / 197) ** 0.5
+    wanted = [100 * np.tanh(np.arctanh(rho) + sign * reach) for rho in (-0.3, 0.8) for sign in (-1, 1)]
+    assert table[["low", "high"]].to_numpy().ravel().tolist() == [round(end, 1) for end in wanted]
+
+
 def picture_folders(root):
     """Two sets of noise whose classes differ in brightness, and an expert with a classifier for each."""
     base = timm.create_model("vit_tiny_patch16_224", num_classes=0, **SHAPE)

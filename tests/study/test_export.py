@@ -173,6 +173,8 @@ def test_an_image_model_is_exported_whole_with_heads_and_card(tmp_path):
     assert "- One remark." in card and "| textures | " in card and "trained here, 420 steps" in card
     with pytest.raises(ValueError, match="is there already and not empty: name another folder"):
         export(workspace, theta, folder)
-    named = replace(workspace, study=replace(study, profile=replace(study.profile, tasks="somebodys")))
+    named = VisionWorkspace(
+        replace(study, profile=replace(study.profile, tasks="somebodys")), _tasks={"somebodys": None}
+    )
     assert export(named, theta, tmp_path / "no heads", heads=False).is_dir()
     assert ROOT not in tmp_path.parents
