@@ -134,9 +134,7 @@ def _peft_base(base: Path, experts: Mapping[str, Path]) -> torch.nn.Module | Non
         (name,) = json.loads((base / "config.json").read_text("utf-8"))["architectures"]
         return getattr(transformers, name).from_pretrained(base, dtype=torch.float32)
     except (OSError, ValueError, KeyError, AttributeError, NotADirectoryError):
-        raise ValueError(
-            f"{base} is no folder of a transformers model (config.json with 'architectures'), which adapters need"
-        ) from None
+        raise ValueError(f"adapters need a base that is a folder of transformers (config.json): {base}") from None
 
 
 def _expert(place: Path, start: Weights, model: torch.nn.Module | None) -> Weights:
