@@ -108,13 +108,9 @@ def model_card(about: Mapping[str, object], scores: pd.DataFrame | None = None, 
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items() if value), "---", ""]
     lines += ["# Merged model", "", *_table([["", ""], *([name, _cell(value)] for name, value in facts.items())])]
     if scores is not None:
-        lines += [
-            "",
-            "## Held-out accuracy (%)",
-            "",
-            "In brackets: the 95 % interval of the images' sampling (Wilson).",
-            "",
-        ]
+        counts = scores[scores["split"] == "test"].groupby("task", sort=False)["n"].first()
+        held_out = f"Of examples that merging has not seen ({', '.join(f'{task}: {n}' for task, n in counts.items())})."
+        lines += ["", "## Held-out accuracy (%)", "", f"{held_out} In brackets: 95 % intervals (Wilson).", ""]
         lines += _table(_score_rows(scores))
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
 

@@ -141,8 +141,7 @@ def _choose(given: argparse.Namespace, *, files: bool) -> Choice:
     idle = ("pretrained", "head", "image_size", "library", "labels", "no_gradients") if files else ()
     said = [name for name in idle if getattr(given, name)] + ["dtype"] * (not files and given.dtype != "same")
     if said:
-        with_ = "without" if files else "with"
-        raise ValueError(f"--{said[0].replace('_', '-')} has no effect {with_} --data: leave it out")
+        raise ValueError(f"--{said[0].replace('_', '-')} has no effect {'without' if files else 'with'} --data")
     return choice
 
 
@@ -230,8 +229,7 @@ def recognise(base: str, pretrained: str = "") -> tuple[str, str, str]:
         from open_clip import list_models  # here, not above, as in `_merge_study`
 
         if base.removesuffix("-gelu") not in list_models():
-            raise ValueError(f"no file or folder is called {base}, and no model of open_clip: download it, or write "
-                             "timm:NAME for one of timm")  # fmt: skip
+            raise ValueError(f"no file or folder is called {base}, and no model of open_clip; timm's are timm:NAME")
     return "vision", str(folder) if folder.exists() else base, pretrained
 
 

@@ -156,8 +156,7 @@ def _merged_names(start: Weights, found: Sequence[Weights]) -> list[str]:
         raise ValueError(f"{start.place} has no floating-point entry: nothing to merge")
     if odd := [name for name in names if start.like[name].dtype not in FLOATING]:
         raise ValueError(f"{start.place}: '{odd[0]}' is stored as {start.like[odd[0]].dtype}: dequantise it first")
-    bare = [own.below(prefix_of(own, start)[0]).like for own in found]
-    heads = [name for name in names if HEAD.search(name)]
+    bare, heads = [own.below(prefix_of(own, start)[0]).like for own in found], [*filter(HEAD.search, names)]
     if odd := {n for n in heads for own in bare if n not in own or own[n].shape != start.like[n].shape}:
         print(f"not all experts have {', '.join(sorted(odd))} of the base's shape: copied from the base")
         names = [name for name in names if name not in odd]

@@ -122,6 +122,7 @@ def test_intervals_and_who_loses():
         "Below their own expert, beyond the sampling of images: b.",
     ]
     card = model_card({"base": "a|b", "library": "timm", "experts": {"x": "1"}}, scores)
+    assert "merging has not seen (a: 200, b: 200)" in card
     assert 'library_name: "timm"' in card and "a\\|b" in card and "| b | 90.0 (" in card
 
 
@@ -184,7 +185,7 @@ def test_brackets_are_a_pattern_or_part_of_a_name_and_no_task_comes_twice(tmp_pa
         ("--method weight-averaging --scaling-factor 0.5", "method 'weight-averaging' has no --scaling-factor; these"),
         ("--scaling-factor inf", "--scaling-factor must be a finite number"),
         ("--steps 0", "--steps at least 1"),
-        ("--library timm", "--library has no effect without --data: leave it out"),
+        ("--library timm", "--library has no effect without --data"),
         ("--image-size 32", "--image-size has no effect without --data"),
         ("--data x --dtype bf16", "--dtype has no effect with --data"),
         ("--base nothing-here", "no file or folder is called nothing-here, and no model of open_clip"),
