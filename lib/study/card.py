@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lib.files.weights import find_file
+from lib.files.weights import INDEX, find_file
 from lib.runtime.store import circumstances
 
 CARD = "README.md"
@@ -39,20 +40,32 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def refuse_full(folder: Path) -> None:
-    """A merged model goes into a folder of its own.
+    """A merged model goes into a folder of its own, which can be made.
 
     Raises:
-        ValueError: if something is there.
+        ValueError: if something is there, or nothing can be written there.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already and not empty: name another folder, or move it away")
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be made, since nothing can be written to {nearest}: name another folder")
 
 
 def hash_of(place: Path) -> str:
-    """SHA-256 of the file with weights that a path stands for; of an adapter's folder, of its factors."""
-    adapter = place / "adapter_model.safetensors"
-    with (adapter if adapter.is_file() else find_file(place)).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of the file with weights that a path stands for; of an adapter's folder, of its factors.
+
+    Of shards with an index it is that of all, one behind the other by name: `cat model-*.safetensors | sha256sum`.
+    """
+    adapter, total = place / "adapter_model.safetensors", hashlib.sha256()
+    found = adapter if adapter.is_file() else find_file(place)
+    names = [found.name]
+    if found.name.endswith(INDEX):
+        names = sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values()))
+    for name in names:
+        with (found.parent / name).open("rb") as file:
+            hashlib.file_digest(file, lambda: total)
+    return total.hexdigest()
 
 
 def with_intervals(scores: pd.DataFrame) -> pd.DataFrame:
@@ -103,11 +116,13 @@ def model_card(about: Mapping[str, object], scores: pd.DataFrame | None = None, 
     lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in front.items() if value), "---", ""]
     lines += ["# Merged model", "", *_table([["", ""], *([name, _cell(value)] for name, value in facts.items())])]
     if scores is not None:
+        counts = scores[scores["split"] == "test"].groupby("task", sort=False)["n"].first()
+        held_out = f"Of examples that merging has not seen ({', '.join(f'{task}: {n}' for task, n in counts.items())})."
         lines += [
             "",
             "## Held-out accuracy (%)",
             "",
-            "In brackets: the 95 % interval of the examples' sampling (Wilson; of rho, Fisher's z).",
+            f"{held_out} In brackets: 95 % intervals (Wilson; rho: Fisher's z).",
             "",
         ]
         lines += _table(_score_rows(scores))

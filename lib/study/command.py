@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import glob
+import inspect
 import json
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from lib.files.sets import DataError
 from lib.files.weights import SUFFIXES
 from lib.runtime.device import choose_runtime
 from lib.study.card import refuse_full
 from lib.study.merge_files import TYPES, merge_files
-from lib.study.own import NAMES, before_and_after, choose_method, merge_own, warnings_of
+from lib.study.own import FREE, NAMES, Choice, before_and_after, choose_method, merge_own, warnings_of
 from lib.study.profiles import get_profile
 from lib.study.study import Study
 from lib.study.workspace import Workspace
@@ -43,24 +47,18 @@ def parser() -> argparse.ArgumentParser:
     inputs = merge.add_argument_group("what is merged")
     inputs.add_argument("--base", required=True, help="the pre-trained model: a file or folder; with --data also "
                         "timm:NAME, a name of open_clip, or a T5 on the hub")  # fmt: skip
-    inputs.add_argument(
-        "--pretrained", default="", help="weights for a base that is a name: a file, or a library's tag"
-    )
+    inputs.add_argument("--pretrained", default="", help="weights of a base that is a name: a file or a library's tag")
     inputs.add_argument("--experts", required=True, nargs="+", metavar="PATH",
                         help="fine-tuned models: a pattern with * or {task}, or their paths")  # fmt: skip
     inputs.add_argument("--tasks", default="", help="names, separated by spaces; by default those that the paths show")
-    inputs.add_argument(
-        "--data", metavar="FOLDER", help="a folder with a set per task; 'hub' downloads registered ones"
-    )
+    inputs.add_argument("--data", metavar="FOLDER", help="a folder with a set per task; 'hub' downloads known ones")
     how = merge.add_argument_group("how")
     how.add_argument("--method", default="auto", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
     how.add_argument("--scaling-factor", type=float, help="of a method that has one")
     how.add_argument("--labels", action="store_true", help="labelled validation examples may choose a scaling factor")
     how.add_argument("--no-gradients", action="store_true", help="do not train: of auto, take a method in closed form")
     how.add_argument("--steps", type=int, default=300, help="at most so many steps of the mask and of adaptation (300)")
-    how.add_argument(
-        "--head", help="of image tasks: text, class-mean, linear-probe; by default text where there is one"
-    )
+    how.add_argument("--head", help="of image tasks: expert (timm's), text (CLIP's), class-mean or linear-probe")
     how.add_argument("--image-size", type=int, default=0, help="side in pixels; by default the model's own")
     how.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
@@ -78,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(words)
     given.command = shlex.join(["python", "-m", "lib", *words])
     try:
-        given.out = given.out.expanduser()
+        given.out = given.out.expanduser().resolve()  # behind a link: a folder is put in its place
         refuse_full(given.out)
         base = Path(given.base).expanduser()
         whole = given.data is not None or not base.exists()
         folder = _merge_study(given) if whole else _merge_files(given, base)
-    except (OSError, ValueError, DataError) as error:
+    except (OSError, ValueError, DataError, SafetensorError) as error:  # the last of a full disk
         print(f"Nothing merged: {error}", file=sys.stderr)
         return 1
     print(f"The merged model and its card are in {folder}")
@@ -100,21 +98,21 @@ def named(experts: Sequence[str], tasks: Sequence[str] = ()) -> tuple[str, dict[
     Raises:
         ValueError: if there are none, or the paths do not show one name each.
     """
+    if len(set(tasks)) < len(tasks):
+        raise ValueError(f"--tasks names one twice: {' '.join(tasks)}")
     pattern = str(Path(experts[0]).expanduser())
     if len(experts) == 1 and TASK in pattern:
         if tasks:
             return pattern, {task: Path(pattern.replace(TASK, task)) for task in tasks}
         pattern = pattern.replace(TASK, "*")
     patterns = [pattern] if len(experts) == 1 else [str(Path(one).expanduser()) for one in experts]
-    found = sorted({path for one in patterns for path in (glob.glob(one) if "*" in one else [one])})
+    found = sorted({path for one in patterns for path in _matches(one) or [one] * (len(patterns) > 1)})
     if not found:
         raise ValueError(f"no file or folder is called {experts[0]}: check the pattern, and quote it")
     parts = [Path(path).parts for path in found]
     differ = [n for n, own in enumerate(zip(*parts, strict=False)) if len(set(own)) > 1] or [len(parts[0]) - 1]
     if len({len(own) for own in parts}) > 1 or len(differ) > 1 or any(not Path(path).exists() for path in found):
-        raise ValueError(
-            f"the experts' paths must exist and differ in one part, the task's name: {', '.join(found[:5])}"
-        )
+        raise ValueError(f"experts' paths must exist and differ in one part, the task's name: {', '.join(found[:5])}")
     (place,) = differ
     ends = next((suffix for suffix in SUFFIXES if all(own[place].endswith(suffix) for own in parts)), "")
     names = {own[place].removesuffix(ends): Path(path) for own, path in zip(parts, found, strict=True)}
@@ -124,8 +122,31 @@ def named(experts: Sequence[str], tasks: Sequence[str] = ()) -> tuple[str, dict[
     return general, {task: names[task] for task in tasks or names}
 
 
+def _matches(pattern: str) -> list[str]:
+    """The paths that a pattern of the shell means; brackets in a folder's name are no pattern."""
+    if Path(pattern).exists():
+        return [pattern]
+    return glob.glob(pattern) or glob.glob(glob.escape(pattern).replace("[*]", "*"))
+
+
+def _choose(given: argparse.Namespace, *, files: bool) -> Choice:
+    """The method; whatever is given must have an effect on it, or it is refused before anything is read."""
+    data, factor = given.data is not None, given.scaling_factor
+    choice = choose_method(given.method, data=data, gradients=not given.no_gradients, labels=given.labels)
+    able = [name for name, own in FREE.items() if "scaling_factor" in inspect.signature(own.merge).parameters]
+    if factor is not None and choice.method not in able:
+        raise ValueError(f"method '{choice.method}' has no --scaling-factor; these have one: {', '.join(able)}")
+    if not math.isfinite(factor or 0) or given.steps < 1:
+        raise ValueError("--scaling-factor must be a finite number such as 0.3, and --steps at least 1")
+    idle = ("pretrained", "head", "image_size", "library", "labels", "no_gradients") if files else ()
+    said = [name for name in idle if getattr(given, name)] + ["dtype"] * (not files and given.dtype != "same")
+    if said:
+        raise ValueError(f"--{said[0].replace('_', '-')} has no effect {'without' if files else 'with'} --data")
+    return choice
+
+
 def _merge_files(given: argparse.Namespace, base: Path) -> Path:
-    choice = choose_method(given.method, data=False)
+    choice = _choose(given, files=True)
     _, experts = named(given.experts, given.tasks.split())
     print(f"{len(experts)} experts: {', '.join(experts)}\nmethod {choice.method}: {choice.why}")
     factor = {} if given.scaling_factor is None else {"scaling_factor": given.scaling_factor}
@@ -136,15 +157,19 @@ def _merge_files(given: argparse.Namespace, base: Path) -> Path:
 
 def _merge_study(given: argparse.Namespace) -> Path:
     from lib.study.export import export  # here, not above: timm, open_clip and transformers take long
+    from lib.vision.export import libraries_of
 
-    workspace, data = _open(given), given.data is not None
-    choice = choose_method(given.method, data=data, gradients=not given.no_gradients, labels=given.labels)
+    choice, data = _choose(given, files=False), given.data is not None
+    workspace = _open(given)
     print(f"{len(workspace.study.profile.task_names)} experts, method {choice.method}: {choice.why}")
+    model, images = workspace.study.profile.model, hasattr(workspace, "backbone")
+    known = libraries_of(workspace.backbone, model) if images else ("t5", "peft")
+    if given.library not in ("", *known):  # known before hours of training, not after
+        raise ValueError(f"--library {given.library} cannot hold this model: {' or '.join(known)} can")
     merged = merge_own(workspace, choice, scaling_factor=given.scaling_factor)
-    scores, notes = (
-        (before_and_after(workspace, merged.theta), []) if data else (None, ["Not scored: no data was given."])
-    )
+    scores, notes = None, ["Not scored: no data was given."]
     if data:
+        scores = before_and_after(workspace, merged.theta)
         notes = list(warnings_of(scores))
         print(100 * scores.groupby("method", sort=False)["accuracy"].mean().round(4).rename("held-out accuracy (%)"))
         print(*notes, sep="\n")
@@ -193,15 +218,21 @@ def recognise(base: str, pretrained: str = "") -> tuple[str, str, str]:
     if "t5" in str(config.get("model_type")) or ("t5" in base.lower() and not folder.exists()):
         return "language", str(folder) if folder.exists() else base, ""
     if config.get("architecture"):
-        options = ", ".join(
-            f"{name}={value!r}" for name, value in config.get("model_args", {}).items() if name != "num_classes"
-        )
+        arguments = {name: own for name, own in config.get("model_args", {}).items() if name != "num_classes"}
+        if isinstance(side := arguments.get("img_size"), list):  # timm writes height and width
+            arguments["img_size"] = side[0]
+        options = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         return "vision", f"timm:{config['architecture']}" + f"({options})" * bool(options), str(folder)
     if folder.is_file() or (folder.is_dir() and not (folder / "open_clip_config.json").is_file()):
         raise ValueError(
             f"{base} does not show its architecture, which merging with data needs: name it, as in --base "
             f"timm:resnet50 --pretrained {base}"
         )
+    if not folder.exists() and not base.startswith("timm:"):
+        from open_clip import list_models  # here, not above, as in `_merge_study`
+
+        if base.removesuffix("-gelu") not in list_models():
+            raise ValueError(f"no file or folder is called {base}, and no model of open_clip; timm's are timm:NAME")
     return "vision", str(folder) if folder.exists() else base, pretrained
 
 

@@ -15,10 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib.files.weights import FLOATING, INDEX, NO_PARAMETER, Weights, find_file, fit, read_weights
+from lib.files.experts import FAR
+from lib.files.weights import FLOATING, HEAD, INDEX, NO_PARAMETER, Weights, find_file, fit, prefix_of, read_weights
 from lib.fusion import METHODS
 from lib.runtime.disk import atomic_path
 from lib.runtime.memory import free_memory
@@ -32,7 +34,8 @@ TYPES = {"same": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": to
 WHOLE = ("ties_merging", "dare")  # the methods that look at all layers at once
 SHARD = 2 << 30  # bytes of a file; finished ones stay when the process is killed
 ADAPTER = "adapter_config.json"
-BESIDE = (".json", ".txt", ".model")  # what lies in a model's folder beside its weights: configuration, tokenizer
+STATISTIC = re.compile(r"(^|\.)running_(mean|var)$")  # of BatchNorm
+BESIDE = (".json", ".txt", ".model", ".jinja")  # beside a model's weights: configuration, tokenizer
 
 
 def merge_files(
@@ -45,11 +48,12 @@ def merge_files(
     about: Mapping[str, object] | None = None,
     **hyperparameters: float,
 ) -> Path:
-    """Merge experts from files into a folder of the pre-trained model's form: its names, types, and other files.
+    """Merge experts from files into a new folder of the pre-trained model's form: names, types, other files.
 
     The base's floating-point entries are merged; its other entries, buffers that are no parameters, and parts that no
-    expert has (such as a text tower) are copied. Adapters of peft are merged into the base by peft first; where all
-    experts are adapters and the merged change has low rank, one adapter is written.
+    expert has (such as a text tower, or a classifier of so many classes) are copied. BatchNorm's running statistics are
+    averaged: no method is made for them, and a scaled sum may be a negative variance. Adapters of peft are merged into
+    the base by peft first; where all are adapters and the merged change has low rank, one adapter is written.
 
     Args:
         base: the pre-trained model: a file or folder that `lib.files.weights` can read.
@@ -59,9 +63,6 @@ def merge_files(
         dtype: a key of `TYPES`: what merged layers are rounded to; "same" is each layer's own type in the base.
         about: further facts for the card.
         hyperparameters: of the method, such as scaling_factor=0.5.
-
-    Returns:
-        The folder.
 
     Raises:
         ValueError: for a method that needs data, a file in two roles, too little memory, or what does not fit.
@@ -76,23 +77,32 @@ def merge_files(
     names = _merged_names(start, found)
     plain = Weights(start.place, {name: start.like[name] for name in names}, start.read)
     fitted = dict(zip(experts, (fit(own, plain) for own in found), strict=True))
-    _say_rounding(plain, fitted)
+    if notes := _notes(plain, fitted):
+        print(*notes, sep="\n")
     _check_memory(plain, len(fitted), method)
+    hashes, own = {name: hash_of(path) for name, path in experts.items()}, hash_of(base)
+    if same := [name for name, found in hashes.items() if found == own]:
+        raise ValueError(f"expert '{same[0]}' is a copy of the base: was the fine-tuned one saved?")
     told = {
-        "base": str(base), "experts": {name: f"`{path.name}` sha256 {hash_of(path)}" for name, path in experts.items()},
+        "base": str(base), "base's sha256": own,
+        "experts": {name: f"`{path.name}` sha256 {hashes[name]}" for name, path in experts.items()},
         "method": METHODS[method].name, **hyperparameters, "paper": METHODS[method].paper,
         "dtype": dtype, **(about or {}),
     }  # fmt: skip
     merged = _layers(plain, fitted, method, hyperparameters, dtype)
     exact = _layers(plain, fitted, method, hyperparameters, "fp32")  # rounded to less, the change has no low rank
-    if model is not None and (factors := _factors(plain, exact)):
-        return _write_adapter(factors, told, base, out)
-    part = _part(out, told | {"base": hash_of(base)})
-    _write_weights(start, plain, merged, part)
+    if model is not None and _write_adapter(plain, exact, told, base, out):
+        return out
+    part = _part(out, told)
+    try:
+        _write_weights(start, plain, merged, part)
+    except ValueError:  # of wrong inputs nothing is of use
+        shutil.rmtree(part)
+        raise
     for path in base.iterdir() if base.is_dir() else ():
         if path.is_file() and path.suffix in BESIDE and not path.name.endswith(INDEX):
             shutil.copyfile(path, part / path.name)
-    (part / CARD).write_text(model_card(told), encoding="utf-8")
+    (part / CARD).write_text(model_card(told, notes=notes), encoding="utf-8")
     (part / "plan.json").unlink()
     if out.is_dir():
         out.rmdir()
@@ -124,9 +134,7 @@ def _peft_base(base: Path, experts: Mapping[str, Path]) -> torch.nn.Module | Non
         (name,) = json.loads((base / "config.json").read_text("utf-8"))["architectures"]
         return getattr(transformers, name).from_pretrained(base, dtype=torch.float32)
     except (OSError, ValueError, KeyError, AttributeError, NotADirectoryError):
-        raise ValueError(
-            f"{base} is no folder of a transformers model (config.json with 'architectures'), which adapters need"
-        ) from None
+        raise ValueError(f"adapters need a base that is a folder of transformers (config.json): {base}") from None
 
 
 def _expert(place: Path, start: Weights, model: torch.nn.Module | None) -> Weights:
@@ -147,9 +155,11 @@ def _merged_names(start: Weights, found: Sequence[Weights]) -> list[str]:
     if not names:
         raise ValueError(f"{start.place} has no floating-point entry: nothing to merge")
     if odd := [name for name in names if start.like[name].dtype not in FLOATING]:
-        raise ValueError(
-            f"{start.place}: layer '{odd[0]}' is stored as {start.like[odd[0]].dtype}: dequantise it first"
-        )
+        raise ValueError(f"{start.place}: '{odd[0]}' is stored as {start.like[odd[0]].dtype}: dequantise it first")
+    bare, heads = [own.below(prefix_of(own, start)[0]).like for own in found], [*filter(HEAD.search, names)]
+    if odd := {n for n in heads for own in bare if n not in own or own[n].shape != start.like[n].shape}:
+        print(f"not all experts have {', '.join(sorted(odd))} of the base's shape: copied from the base")
+        names = [name for name in names if name not in odd]
     parts = {part for own in found for name in own for part in name.split(".")[:2]}
     absent = sorted({name.partition(".")[0] for name in names} - parts)
     kept = [name for name in names if name.partition(".")[0] not in absent]
@@ -158,12 +168,19 @@ def _merged_names(start: Weights, found: Sequence[Weights]) -> list[str]:
     return kept or names
 
 
-def _say_rounding(start: Weights, experts: Mapping[str, Weights]) -> None:
-    """Experts in a lower precision than the base: their rounding passes for fine-tuning."""
+def _notes(start: Weights, experts: Mapping[str, Weights]) -> list[str]:
+    """What a user should know: experts in a lower precision or of another base, statistics that are estimated."""
+    notes, largest = [], max(start, key=lambda name: start.like[name].numel())
+    theta0 = start[largest].float()
     for name, own in experts.items():
         for kind in {own.like[n].dtype for n, there in start.like.items() if own.like[n].itemsize < there.itemsize}:
             rounding = f"its rounding (a relative {torch.finfo(kind).eps / 2:.1g}) is merged"
-            print(f"expert '{name}' is stored as {str(kind)[6:]}, the base is not: {rounding}")
+            notes.append(f"expert '{name}' is stored as {str(kind)[6:]}, the base is not: {rounding}")
+        if (share := ((own[largest].float() - theta0).norm() / theta0.norm()).item()) > FAR:
+            far = f"'{largest}' differs from the base's by {share:.0%} of its length"
+            notes.append(f"expert '{name}': {far}: was it fine-tuned from this base?")
+    averaged = "BatchNorm's running statistics are the experts' mean: estimate them anew on images before use"
+    return notes + [averaged] * any(STATISTIC.search(name) for name in start)
 
 
 def _check_memory(start: Weights, tasks: int, method: str) -> None:
@@ -183,18 +200,19 @@ def _layers(
     """The merged layers, each computed when it is asked for."""
     kinds = {name: TYPES[dtype] or own.dtype for name, own in start.like.items()}
     like = {name: own.to(kinds[name]) for name, own in start.like.items()}
-    whole: dict[str, Tensor] = {}
+    done: dict[str, Tensor] = {}
 
     def read(name: str) -> Tensor:
         if not like[name].numel():
             return start[name].to(kinds[name])
-        group = [own for own, layer in like.items() if layer.numel()] if method in WHOLE else [name]
-        layers = whole or _merge(start, experts, group, METHODS[method].merge, hyperparameters)
-        if method in WHOLE:
-            whole.update(layers)
-        layer = layers[name].to(kinds[name])
+        if name not in done:
+            by, given = ("weight_averaging", {}) if STATISTIC.search(name) else (method, hyperparameters)
+            rest = (own for own, layer in like.items() if layer.numel() and not STATISTIC.search(own))
+            done.update(_merge(start, experts, [*rest] if by in WHOLE else [name], METHODS[by].merge, given))
+        layer = done.pop(name).to(kinds[name])
         if not torch.isfinite(layer).all():
-            raise ValueError(f"merged layer '{name}' has numbers that {layer.dtype} cannot hold: use dtype fp32")
+            mend = "use dtype fp32" if layer.itemsize < 4 else "take a smaller scaling factor"
+            raise ValueError(f"merged layer '{name}' has numbers that {layer.dtype} cannot hold: {mend}")
         return layer
 
     return Weights(start.place, like, read)
@@ -204,8 +222,7 @@ def _merge(
     start: Weights, experts: Mapping[str, Weights], names: Sequence[str], merge: object, given: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Merge some layers of all experts."""
-    double = any(start.like[name].dtype == torch.float64 for name in names)
-    kind = torch.float64 if double else torch.float32
+    kind = torch.float64 if any(start.like[name].dtype == torch.float64 for name in names) else torch.float32
     layout = Layout(tuple(names), tuple(tuple(start.like[name].shape) for name in names))
 
     def flat(weights: Weights) -> Tensor:
@@ -220,21 +237,15 @@ def _merge(
     return layout.views(merge(theta0, vectors, layout, **given))
 
 
-def _factors(start: Weights, merged: Weights) -> dict[str, tuple[Tensor, Tensor]]:
-    from lib.language.export import low_rank
+def _write_adapter(start: Weights, merged: Weights, told: Mapping[str, object], base: Path, out: Path) -> bool:
+    """Write the change as one adapter, if it has low rank."""
+    from lib.language.export import low_rank, write_adapter  # here, not above: peft takes long
 
-    return low_rank(start, {name: merged[name] for name in merged})
-
-
-def _write_adapter(
-    factors: Mapping[str, tuple[Tensor, Tensor]], told: Mapping[str, object], base: Path, out: Path
-) -> Path:
-    from lib.language.export import write_adapter
-
-    with new_folder(out) as folder:
-        write_adapter(factors, str(base), folder)
-        (folder / CARD).write_text(model_card(dict(told) | {"library": "peft"}), encoding="utf-8")
-    return out
+    if factors := low_rank(start, {name: merged[name] for name in merged}):
+        with new_folder(out) as folder:
+            write_adapter(factors, str(base), folder)
+            (folder / CARD).write_text(model_card(dict(told) | {"library": "peft"}), encoding="utf-8")
+    return bool(factors)
 
 
 def _part(out: Path, told: Mapping[str, object]) -> Path:
@@ -243,6 +254,8 @@ def _part(out: Path, told: Mapping[str, object]) -> Path:
     if part.is_dir() and (not (part / "plan.json").is_file() or (part / "plan.json").read_text("utf-8") != plan):
         shutil.rmtree(part)
     part.mkdir(parents=True, exist_ok=True)
+    for left in part.glob(".*"):  # by `atomic_path`, when the process was killed
+        left.unlink()
     (part / "plan.json").write_text(plan, encoding="utf-8")
     return part
 
@@ -257,9 +270,8 @@ def _write_weights(start: Weights, plain: Weights, merged: Weights, part: Path) 
         shards[-1].append(name)
         room -= size[name]
     stem = find_file(start.place).name.removesuffix(INDEX)
-    pickled = (
-        not start.place.name.endswith((".safetensors", INDEX)) and not (start.place.parent / "config.json").exists()
-    )
+    hub = (start.place.parent / "config.json").exists()
+    pickled = not hub and not start.place.name.endswith((".safetensors", INDEX))
     stem = stem.removesuffix(".safetensors") if stem.endswith(".safetensors") else "model"
     files = [f"{stem}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     files = [f"{stem}.safetensors"] if len(shards) == 1 else files
@@ -268,10 +280,14 @@ def _write_weights(start: Weights, plain: Weights, merged: Weights, part: Path) 
             continue
         bar = progress(names, f"merging into {file}")
         tensors = {name: (merged[name] if name in merged else start[name]).clone().contiguous() for name in bar}
-        with atomic_path(part / file) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-        if pickled and len(shards) == 1:
-            torch.save(tensors, part / f"{stem}.pth")
+        try:
+            if pickled and len(shards) == 1:  # first, since a finished file of safetensors is not gone into again
+                with atomic_path(part / f"{stem}.pth") as temporary:
+                    torch.save(tensors, temporary)
+            with atomic_path(part / file) as temporary:
+                save_file(tensors, temporary, metadata={"format": "pt"})
+        except (SafetensorError, RuntimeError) as error:  # what they make of a full disk
+            raise OSError(f"{part / file} cannot be written ({error}): make room, and call the same again") from None
     if len(shards) > 1:
         where = {name: file for names, file in zip(shards, files, strict=True) for name in names}
         index = {"metadata": {"total_size": sum(size.values())}, "weight_map": where}

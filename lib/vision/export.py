@@ -80,7 +80,9 @@ def write_backbone(backbone: Backbone, source: str, folder: Path, library: str =
         )
         CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size, **given).save_pretrained(folder)
     elif library == "timm":
-        timm.models.save_for_hf(backbone.model, str(folder), model_args=parse(source)[1], safe_serialization=True)
+        own = {"input_size": (3, backbone.image_size, backbone.image_size), "crop_pct": 1.0, "interpolation": "bicubic"}
+        given = {"model_args": parse(source)[1], "data_config": own}  # how images came in here, not at timm
+        timm.models.save_for_hf(backbone.model, str(folder), safe_serialization=True, **given)
     else:
         torch.save(state, folder / "model.pth")
     return library

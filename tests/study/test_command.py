@@ -68,9 +68,10 @@ def test_a_base_shows_its_architecture_or_it_must_be_named(tmp_path):
     assert recognise(str(tmp_path / "t5")) == ("language", str(tmp_path / "t5"), "")
     assert recognise("google/flan-t5-base")[0] == "language"
     (tmp_path / "timm").mkdir()
-    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": {"depth": 3}}
+    arguments = {"depth": 3, "img_size": [16, 16], "num_classes": 0}
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": arguments}
     (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
-    assert recognise(str(tmp_path / "timm"))[1] == "timm:vit_tiny_patch16_224(depth=3)"
+    assert recognise(str(tmp_path / "timm"))[1] == "timm:vit_tiny_patch16_224(depth=3, img_size=16)"
     assert recognise("ViT-B-32", "openai") == ("vision", "ViT-B-32", "openai")
     touch(tmp_path / "x.pth")
     with pytest.raises(ValueError, match=r"does not show its architecture.* name it, as in --base timm:resnet50"):
@@ -121,6 +122,7 @@ def test_intervals_and_who_loses():
         "Below their own expert, beyond the sampling of images: b.",
     ]
     card = model_card({"base": "a|b", "library": "timm", "experts": {"x": "1"}}, scores)
+    assert "merging has not seen (a: 200, b: 200)" in card
     assert 'library_name: "timm"' in card and "a\\|b" in card and "| b | 90.0 (" in card
 
 
@@ -160,6 +162,9 @@ def test_the_whole_way_with_data(tmp_path, monkeypatch, capsys, method):
     picture_folders(tmp_path)
     given = ["merge", "--base", MODEL, "--pretrained", str(tmp_path / "base.safetensors"), "--image-size", "16"]
     given += ["--experts", str(tmp_path / "runs" / "*"), "--data", str(tmp_path / "data"), "--steps", "4"]
+    assert main([*given, "--library", "torchvision", "--out", str(tmp_path / "no")]) == 1
+    told = capsys.readouterr()
+    assert "--library torchvision cannot hold this model: timm can" in told.err and "Merged" not in told.out
     code = main([*given, "--method", method, "--labels", "--out", str(tmp_path / "out")])
     told = capsys.readouterr()
     assert code == 0, told.err
@@ -172,6 +177,43 @@ def test_the_whole_way_with_data(tmp_path, monkeypatch, capsys, method):
         48,
     )
     assert main([*given, "--out", str(tmp_path / "out")]) == 1 and "not empty" in capsys.readouterr().err
+
+
+def test_brackets_are_a_pattern_or_part_of_a_name_and_no_task_comes_twice(tmp_path):
+    touch(*(tmp_path / "run [1]" / f"{name}.pt" for name in "abc"))
+    assert list(named([str(tmp_path / "run [1]" / "*.pt")])[1]) == ["a", "b", "c"]
+    assert list(named([str(tmp_path / "run ?1]" / "[ab].pt")])[1]) == ["a", "b"]
+    with pytest.raises(ValueError, match="--tasks names one twice: a a"):
+        named([str(tmp_path / "run [1]" / "{task}.pt")], ["a", "a"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--method weight-averaging --scaling-factor 0.5", "method 'weight-averaging' has no --scaling-factor; these"),
+        ("--scaling-factor inf", "--scaling-factor must be a finite number"),
+        ("--steps 0", "--steps at least 1"),
+        ("--library timm", "--library has no effect without --data"),
+        ("--image-size 32", "--image-size has no effect without --data"),
+        ("--data x --dtype bf16", "--dtype has no effect with --data"),
+        ("--base nothing-here", "no file or folder is called nothing-here, and no model of open_clip"),
+    ],
+)
+def test_what_has_no_effect_is_refused_before_anything_is_read(tmp_path, capsys, words, message):
+    touch(tmp_path / "base.safetensors", tmp_path / "a.pt", tmp_path / "b.pt")
+    given = ["merge", "--base", str(tmp_path / "base.safetensors"), "--experts", str(tmp_path / "?.pt")]
+    assert main([*given, "--out", str(tmp_path / "out"), *words.split()]) == 1
+    assert (told := capsys.readouterr().err).startswith("Nothing merged: ") and message in told
+
+
+def test_a_link_to_a_folder_can_be_written_to(tmp_path):
+    for number, name in enumerate(("base", "a")):
+        save_file({"w": torch.full((3,), 1 + 0.1 * number)}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "away")
+    given = ["merge", "--base", str(tmp_path / "base.safetensors"), "--experts", str(tmp_path / "a.safetensors")]
+    assert main([*given, "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "away" / "base.safetensors").is_file()
 
 
 TEXTS = ("acceptability", "entailment", "sentiment", "similarity")

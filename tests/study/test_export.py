@@ -91,6 +91,8 @@ def test_each_library_loads_what_is_written_for_it(tmp_path):
     ]  # fmt: skip
     run = subprocess.run([sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
+    config = json.loads((tmp_path / "resnet timm" / "config.json").read_text())["pretrained_cfg"]
+    assert config["input_size"] == [3, 64, 64] and config["crop_pct"] == 1, "timm's transform is the study's"
     for place, features in wanted.items():
         found = torch.load(place / "images.pt" if place.is_dir() else place)
         assert (found - features).abs().max() <= 1e-5 * max(1, features.abs().max()), place.name

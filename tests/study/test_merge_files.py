@@ -1,5 +1,6 @@
 """Merging files of any architecture: the methods' numbers, every form of input, killed runs, clear refusals."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,12 +10,14 @@ from copy import deepcopy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lib.fusion import METHODS, task_arithmetic
 from lib.language.t5 import load_t5
 from lib.runtime.disk import ROOT
 from lib.study import merge_files as module
+from lib.study.card import hash_of
 from lib.study.command import main
 from lib.study.merge_files import WHOLE, merge_files
 from lib.vectors.layout import Layout
@@ -191,6 +194,9 @@ def test_what_was_begun_otherwise_is_not_continued(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
+        ("copy of the base", "expert 'copy' is a copy of the base: was the fine-tuned one saved"),
+        ("too large", r"torch.float32 cannot hold: take a smaller scaling factor"),
+        ("in a file", "nothing can be written to .*base.safetensors: name another folder"),
         ("base among them", "leave the base out of the experts"),
         ("method", "method 'featcal' cannot merge files alone; these can: weight_averaging"),
         ("nan factor", "scaling_factor is nan, expected a finite number"),
@@ -206,6 +212,12 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(tmp_path, monkeypa
     out, options = tmp_path / "out", {}
     if broken == "base among them":
         experts["base"] = base
+    elif broken == "copy of the base":
+        experts["copy"] = shutil.copyfile(base, tmp_path / "copy.safetensors")
+    elif broken == "too large":
+        options = {"method": "task_arithmetic", "scaling_factor": 1e39}
+    elif broken == "in a file":
+        out = base / "out"
     elif broken == "method":
         options = {"method": "featcal"}
     elif broken == "nan factor":
@@ -224,8 +236,76 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(tmp_path, monkeypa
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match=message):
         merge_files(base, experts, out, **options)
-    shutil.rmtree(tmp_path / ".out.part", ignore_errors=True)  # a NaN shows only when its layer is reached
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_hash_of_shards_is_that_of_their_numbers(tmp_path):
+    """An index is the same for all models of one shape."""
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        parts = [f"model-{part}-of-2.safetensors" for part in (1, 2)]
+        for part, file in enumerate(parts):
+            save_file({f"w{part}": torch.full((2,), float(number))}, tmp_path / str(number) / file)
+        index = json.dumps({"weight_map": {"w0": parts[0], "w1": parts[1]}})
+        (tmp_path / str(number) / "model.safetensors.index.json").write_text(index)
+    both = b"".join((tmp_path / "0" / file).read_bytes() for file in parts)
+    assert hash_of(tmp_path / "0") == hashlib.sha256(both).hexdigest() != hash_of(tmp_path / "1")
+
+
+def test_classifiers_of_other_sizes_are_copied_and_running_statistics_averaged(tmp_path, capsys):
+    base = {"bn.weight": torch.ones(2), "bn.running_var": torch.ones(2), "fc.weight": torch.rand(5, 2)}
+    torch.save(base, tmp_path / "base.pth")
+    for number in range(4):
+        own = {"bn.weight": torch.full((2,), 1.01), "bn.running_var": torch.full((2,), 0.1 + 0.1 * number)}
+        torch.save(own | {"fc.weight": torch.rand(3 + number, 2)}, tmp_path / f"{number}.pth")
+    experts = {str(number): tmp_path / f"{number}.pth" for number in range(4)}
+    for method in ("task_arithmetic", "ties_merging"):
+        out = merge_files(tmp_path / "base.pth", experts, tmp_path / method, method=method, scaling_factor=1.0)
+        merged = load_file(out / "model.safetensors")
+        assert torch.equal(merged["fc.weight"], base["fc.weight"])
+        torch.testing.assert_close(merged["bn.running_var"], torch.full((2,), 0.25))
+        assert "running statistics are the experts' mean" in (out / "README.md").read_text()
+    assert "not all experts have fc.weight of the base's shape: copied from the base" in capsys.readouterr().out
+
+
+def test_what_a_kill_left_is_no_part_of_the_model(tmp_path, monkeypatch):
+    base, experts, *_ = files(tmp_path)
+    torch.save(load_file(base), tmp_path / "base.pt")
+    write = module.save_file
+
+    def stop(tensors, path, **options):
+        (path.parent / ".base.safetensors.abc").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        merge_files(tmp_path / "base.pt", experts, tmp_path / "out")
+    monkeypatch.setattr(module, "save_file", write)
+    out = merge_files(tmp_path / "base.pt", experts, tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "model.pth", "model.safetensors"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, capsys):
+    base, *_ = files(tmp_path)
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(module, "save_file", full)
+    given = ["merge", "--base", str(base), "--experts", str(tmp_path / "task*"), "--out", str(tmp_path / "out")]
+    assert main(given) == 1
+    assert "Nothing merged: " in (told := capsys.readouterr().err) and "No space left on device" in told
+
+
+def test_an_expert_of_another_base_and_a_template_of_chats(tmp_path, capsys):
+    (tmp_path / "base").mkdir()
+    save_file({"a": torch.ones(9)}, tmp_path / "base" / "model.safetensors")
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    save_file({"a": -torch.ones(9)}, tmp_path / "x.safetensors")
+    out = merge_files(tmp_path / "base", {"x": tmp_path / "x.safetensors"}, tmp_path / "out")
+    said = "expert 'x': 'a' differs from the base's by 200% of its length: was it fine-tuned from this base?"
+    assert said in capsys.readouterr().out and said in (out / "README.md").read_text()
+    assert (out / "chat_template.jinja").read_text() == "{{ messages }}"
 
 
 FRESH = """
