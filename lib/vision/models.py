@@ -132,11 +132,11 @@ def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Cl
             _load(model, weights)
         tokenizer = open_clip.get_tokenizer(name)
     except RuntimeError as error:
+        if tag and "download" in str(error):
+            raise ValueError(f"no weights '{tag}' of {name} within reach: set pretrained to a file of them") from error
         if not image_size:
             raise
-        raise ValueError(
-            f"'{source}' cannot be loaded at {image_size} pixels, leave image_size out: {error}"
-        ) from error
+        raise ValueError(f"{source}: cannot be loaded at {image_size} pixels, leave image_size out: {error}") from error
     finally:
         logging.getLogger().setLevel(level)
     model.requires_grad_(False)

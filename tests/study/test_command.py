@@ -206,6 +206,19 @@ def test_what_has_no_effect_is_refused_before_anything_is_read(tmp_path, capsys,
     assert (told := capsys.readouterr().err).startswith("Nothing merged: ") and message in told
 
 
+def test_weights_out_of_reach_are_one_sentence(tmp_path, monkeypatch, capsys):
+    touch(tmp_path / "a.pt", tmp_path / "b.pt")
+
+    def offline(*_, **__):
+        raise RuntimeError("Failed to download weights for tag 'openai'")
+
+    monkeypatch.setenv("STUDY_OUT", str(tmp_path / "cache"))
+    monkeypatch.setattr("open_clip.create_model", offline)
+    given = ["merge", "--base", "ViT-B-32", "--pretrained", "openai", "--experts", str(tmp_path / "?.pt")]
+    assert main([*given, "--out", str(tmp_path / "out")]) == 1
+    assert "no weights 'openai' of ViT-B-32 within reach: set pretrained to a file" in capsys.readouterr().err
+
+
 def test_a_link_to_a_folder_can_be_written_to(tmp_path):
     for number, name in enumerate(("base", "a")):
         save_file({"w": torch.full((3,), 1 + 0.1 * number)}, tmp_path / f"{name}.safetensors")
