@@ -164,7 +164,7 @@ class VisionProfile(Profile):
         assert not self.experts or pattern_of(self.experts, self.model, self.task_names)
         later = self.family == OwnProfile.family and not self.model  # notebook 30 makes some, of timm
         if self.head == "expert" and not (later or (self.experts and self.model.startswith("timm:"))):
-            raise ValueError("parameter 'head' is 'expert': only finished experts of timm come with one; set them, too")
+            raise ValueError("parameter 'head' is 'expert': only finished experts of timm come with one (CLIP: 'text')")
         return self
 
     @property
