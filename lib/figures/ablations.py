@@ -140,7 +140,7 @@ def temperature_taught(table: Table) -> Figure:
     for axes in (left, middle):
         percent_axis(axes, "y", "mean held-out accuracy (%)")
     for axes, title in ((left, "mask kept"), (middle, "learning rate"), (right, "learning rate")):
-        axes.legend(frameon=False, title=title, fontsize=8)
+        axes.legend(frameon=False, title=title, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.2))
         _temperature_axis(axes, masked["temperature"])
     return figure
 
