@@ -44,7 +44,10 @@ NOTEBOOKS = {
         ["02_task_vectors"],
         ["rates", "any_base", "few_coefficients", "directions", "per_task_adapted", "controls"],
     ),
-    "10_ablation_temperature": (["02_task_vectors"], ["temperature", "gradient_noise", "temperature_curve", "temperature_taught"]),
+    "10_ablation_temperature": (
+        ["02_task_vectors"],
+        ["temperature", "gradient_noise", "temperature_curve", "temperature_taught"],
+    ),
     "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
     "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
     "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),

@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib.files.clip_names import tower_sources
+from lib.files.clip_names import WHOLE, tower_sources
 from lib.files.lineages import GIVEN, locate, pattern_of
 from lib.files.weights import FLOATING, HEAD, Weights, fit, prefix_of, read_weights, say
 from lib.vectors.layout import Layout
 
-PROJECTION = "visual_projection.weight"
 DOWNLOADED = ("model.safetensors", "pytorch_model.bin")
 FAR = 0.5  # an expert differs from its start by some percent of its length, other weights by 1.4 times it
 SAME = 0.999  # cosine of task vectors from which on they may be one expert's
@@ -117,7 +116,7 @@ def _ours(weights: Weights, start: Mapping[str, Tensor], activation: str) -> Wei
     if prefix_of(weights, stacked)[1] <= prefix_of(weights, start)[1]:
         return fit(weights, start)
     check_config(weights.place.parent / "config.json", start, activation)
-    projection = next((name for name in weights if name.endswith(PROJECTION)), "")
+    projection = next((name for name in weights if name.endswith(WHOLE["visual.proj"])), "")
     others = Weights(weights.place, {n: own for n, own in weights.like.items() if n != projection}, weights.read)
     made = fit(others, {name: start[name] for name in sources}, sources)
     own = {"proj": weights[projection].T if projection else start["proj"]} if "proj" in start else {}

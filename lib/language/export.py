@@ -1,4 +1,4 @@
-"""Merged text models, written as transformers and peft read them: a folder of T5, or one adapter of low rank."""
+"""A merged change of low rank, as one adapter that peft reads."""
 
 from __future__ import annotations
 
@@ -8,24 +8,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.language.lora import PREFIX
 
 ROUNDING = 2**-21  # what float32 leaves uncertain of weights after a few sums of them, relative
-
-
-def write_model(model: nn.Module, tokenizer: object, folder: Path) -> None:
-    """Write a whole model of transformers and its tokenizer: `from_pretrained(folder)` reads both.
-
-    Args:
-        model: at its merged parameters.
-        tokenizer: None where there is none.
-        folder: where to.
-    """
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
 
 
 def low_rank(start: Mapping[str, Tensor], merged: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

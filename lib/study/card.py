@@ -118,14 +118,8 @@ def model_card(about: Mapping[str, object], scores: pd.DataFrame | None = None, 
     if scores is not None:
         counts = scores[scores["split"] == "test"].groupby("task", sort=False)["n"].first()
         held_out = f"Of examples that merging has not seen ({', '.join(f'{task}: {n}' for task, n in counts.items())})."
-        lines += [
-            "",
-            "## Held-out accuracy (%)",
-            "",
-            f"{held_out} In brackets: 95 % intervals (Wilson; rho: Fisher's z).",
-            "",
-        ]
-        lines += _table(_score_rows(scores))
+        held_out += " In brackets: 95 % intervals (Wilson; rho: Fisher's z)."
+        lines += ["", "## Held-out accuracy (%)", "", held_out, "", *_table(_score_rows(scores))]
     return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)]) + "\n"
 
 

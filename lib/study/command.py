@@ -14,7 +14,6 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from lib.files.sets import DataError
 from lib.files.weights import SUFFIXES
 from lib.runtime.device import choose_runtime
 from lib.study.card import refuse_full
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         base = Path(given.base).expanduser()
         whole = given.data is not None or not base.exists()
         folder = _merge_study(given) if whole else _merge_files(given, base)
-    except (OSError, ValueError, DataError, SafetensorError) as error:  # the last of a full disk
+    except (OSError, ValueError, SafetensorError) as error:  # the last of a full disk
         print(f"Nothing merged: {error}", file=sys.stderr)
         return 1
     print(f"The merged model and its card are in {folder}")
@@ -156,16 +155,12 @@ def _merge_files(given: argparse.Namespace, base: Path) -> Path:
 
 
 def _merge_study(given: argparse.Namespace) -> Path:
-    from lib.study.export import export  # here, not above: timm, open_clip and transformers take long
-    from lib.vision.export import libraries_of
+    from lib.study.export import check_library, export  # here, not above: timm, open_clip and transformers take long
 
     choice, data = _choose(given, files=False), given.data is not None
     workspace = _open(given)
     print(f"{len(workspace.study.profile.task_names)} experts, method {choice.method}: {choice.why}")
-    model, images = workspace.study.profile.model, hasattr(workspace, "backbone")
-    known = libraries_of(workspace.backbone, model) if images else ("t5", "peft")
-    if given.library not in ("", *known):  # known before hours of training, not after
-        raise ValueError(f"--library {given.library} cannot hold this model: {' or '.join(known)} can")
+    check_library(workspace, given.library)
     merged = merge_own(workspace, choice, scaling_factor=given.scaling_factor)
     scores, notes = None, ["Not scored: no data was given."]
     if data:
@@ -228,11 +223,6 @@ def recognise(base: str, pretrained: str = "") -> tuple[str, str, str]:
             f"{base} does not show its architecture, which merging with data needs: name it, as in --base "
             f"timm:resnet50 --pretrained {base}"
         )
-    if not folder.exists() and not base.startswith("timm:"):
-        from open_clip import list_models  # here, not above, as in `_merge_study`
-
-        if base.removesuffix("-gelu") not in list_models():
-            raise ValueError(f"no file or folder is called {base}, and no model of open_clip; timm's are timm:NAME")
     return "vision", str(folder) if folder.exists() else base, pretrained
 
 

@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from lib.language.export import low_rank, write_adapter, write_model
+from lib.language.export import low_rank, write_adapter
 from lib.language.lora import save_adapter
 from lib.study.card import CARD, hash_of, model_card, new_folder
 from lib.study.inputs import experts_of
 from lib.study.language import LanguageWorkspace
 from lib.study.vision import VisionWorkspace
 from lib.study.workspace import Workspace
-from lib.vision.export import libraries_of, write_backbone, write_heads
+from lib.vision.export import libraries_of, library_for, write_backbone, write_heads
 
 
 def export(
@@ -53,6 +52,7 @@ def export(
         ValueError: if the folder is not empty, or the model cannot be written for the library.
     """
     folder = Path(folder).expanduser()
+    check_library(workspace, library)
     with new_folder(folder) as inside:
         if isinstance(workspace, LanguageWorkspace):
             written = _write_text(workspace, theta, inside, library)
@@ -61,6 +61,21 @@ def export(
         told = {"library": written, "base": base_of(workspace)} | told_of(workspace) | dict(about or {})
         (inside / CARD).write_text(model_card(told, scores, notes), encoding="utf-8")
     return folder
+
+
+def check_library(workspace: Workspace, library: str) -> None:
+    """Refuse a library that cannot hold the model, before hours of training instead of after.
+
+    Raises:
+        ValueError: saying which can.
+    """
+    if not isinstance(workspace, LanguageWorkspace):
+        library_for(workspace.backbone, workspace.study.profile.model, library)
+    elif library not in ("", "t5", "peft"):
+        raise ValueError(f"a T5 cannot be written for {library}; for t5 and peft it can")
+    elif library == "t5" and workspace.study.profile.task_vector == "adapter":
+        mend = "set task_vector='weights' to write a whole T5"
+        raise ValueError(f"adapters were merged by their own parameters: {mend}")
 
 
 def base_of(workspace: Workspace) -> str:
@@ -96,13 +111,7 @@ def _write_image(workspace: VisionWorkspace, theta: Tensor, folder: Path, librar
 def _write_text(workspace: LanguageWorkspace, theta: Tensor, folder: Path, library: str) -> str:
     module, profile = workspace.model.move_to(theta.to(workspace.study.runtime.device)), workspace.study.profile
     merged = {name: layer.cpu() for name, layer in workspace.layout.views(theta.detach().cpu()).items()}
-    if library not in ("", "t5", "peft"):
-        raise ValueError(f"a T5 cannot be written for '{library}'; for t5 and peft it can")
     if profile.task_vector == "adapter":
-        if library == "t5":
-            raise ValueError(
-                "adapters were merged by their own parameters: set task_vector='weights' to write a whole T5"
-            )
         save_adapter(module, merged, folder)
         return "peft"
     factors = {} if library == "t5" else low_rank(dict(workspace.t5.model.named_parameters()), merged)
@@ -111,6 +120,6 @@ def _write_text(workspace: LanguageWorkspace, theta: Tensor, folder: Path, libra
     if factors:
         write_adapter(factors, str(getattr(workspace.t5.model, "name_or_path", "") or profile.model), folder)
         return "peft"
-    with torch.no_grad():
-        write_model(module, workspace.t5.tokenizer, folder)
+    module.save_pretrained(folder)
+    workspace.t5.tokenizer.save_pretrained(folder)
     return "t5"

@@ -53,7 +53,7 @@ def merge_files(
     The base's floating-point entries are merged; its other entries, buffers that are no parameters, and parts that no
     expert has (such as a text tower, or a classifier of so many classes) are copied. BatchNorm's running statistics are
     averaged: no method is made for them, and a scaled sum may be a negative variance. Adapters of peft are merged into
-    the base by peft first; where all are adapters and the merged change has low rank, one adapter is written.
+    the base by peft first; if there are some and the merged change has low rank, one adapter is written.
 
     Args:
         base: the pre-trained model: a file or folder that `lib.files.weights` can read.
@@ -140,7 +140,7 @@ def _peft_base(base: Path, experts: Mapping[str, Path]) -> torch.nn.Module | Non
 def _expert(place: Path, start: Weights, model: torch.nn.Module | None) -> Weights:
     """An expert's weights; of an adapter, what peft makes of it."""
     if not (place / ADAPTER).is_file():
-        return _bare(read_weights(place))
+        return read_weights(place)
     from lib.language.lora import merged_weights  # here, not above: peft takes long
 
     changed = merged_weights(place, model)
@@ -160,7 +160,7 @@ def _merged_names(start: Weights, found: Sequence[Weights]) -> list[str]:
     if odd := {n for n in heads for own in bare if n not in own or own[n].shape != start.like[n].shape}:
         print(f"not all experts have {', '.join(sorted(odd))} of the base's shape: copied from the base")
         names = [name for name in names if name not in odd]
-    parts = {part for own in found for name in own for part in name.split(".")[:2]}
+    parts = {name.partition(".")[0] for own in bare for name in own}
     absent = sorted({name.partition(".")[0] for name in names} - parts)
     kept = [name for name in names if name.partition(".")[0] not in absent]
     if absent and kept:
@@ -241,7 +241,7 @@ def _write_adapter(start: Weights, merged: Weights, told: Mapping[str, object], 
     """Write the change as one adapter, if it has low rank."""
     from lib.language.export import low_rank, write_adapter  # here, not above: peft takes long
 
-    if factors := low_rank(start, {name: merged[name] for name in merged}):
+    if factors := low_rank(start, merged):
         with new_folder(out) as folder:
             write_adapter(factors, str(base), folder)
             (folder / CARD).write_text(model_card(dict(told) | {"library": "peft"}), encoding="utf-8")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 from torch import Tensor
 
+from lib.concrete import expected_mask
 from lib.fusion import METHODS
 from lib.study.card import losers
 from lib.study.profiles import LanguageProfile
@@ -77,12 +78,10 @@ class OwnMerge:
     Attributes:
         theta: merged parameters [D].
         told: name of a fact -> fact.
-        curve: of adaptation, or None.
     """
 
     theta: Tensor
-    told: dict[str, object] = field(default_factory=dict)
-    curve: pd.DataFrame | None = None
+    told: dict[str, object]
 
 
 def merge_own(workspace: Workspace, choice: Choice, *, scaling_factor: float | None = None) -> OwnMerge:
@@ -120,9 +119,10 @@ def _learn(workspace: Workspace, method: str, told: dict[str, object]) -> OwnMer
         learned = f"{merged.coefficients.numel()}, from {low:.2f} to {high:.2f}"
     told |= {"recipe": recipe, "base of the parts": base, "objective": "expert-kl (no labels)"}
     told |= {"chosen without labels": {name: f"{value:g}" for name, value in rates.items()}, "coefficients": learned}
-    if merged.mask is not None:
-        told["density of the mask"] = f"{(merged.mask != 0).float().mean().item():.2f}"
-    return OwnMerge(merged.theta, told, merged.curve if merged.curve is not None else merged.mask_curve)
+    if merged.logits is not None:
+        kept = expected_mask(merged.logits, workspace.layout).sum().item() / workspace.layout.parameters
+        told["density of the mask"] = f"{kept:.2f}"
+    return OwnMerge(merged.theta, told)
 
 
 def _validation(workspace: Workspace, theta: Tensor) -> float:

@@ -53,6 +53,18 @@ def libraries_of(backbone: Backbone, source: str) -> tuple[str, ...]:
     return ("timm", "torchvision") if {n for n in theirs if not n.startswith("fc.")} == set(own) else ("timm",)
 
 
+def library_for(backbone: Backbone, source: str, library: str = "") -> str:
+    """The library, if the backbone can be written for it; for "" the first of `libraries_of`.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    known = libraries_of(backbone, source)
+    if library not in ("", *known):
+        raise ValueError(f"model '{source}' cannot be written for {library}; for {' and '.join(known)} it can")
+    return library or known[0]
+
+
 def write_backbone(backbone: Backbone, source: str, folder: Path, library: str = "") -> str:
     """Write a backbone as it is now, its merged parameters and statistics; returns the library that it is written for.
 
@@ -60,25 +72,17 @@ def write_backbone(backbone: Backbone, source: str, folder: Path, library: str =
         backbone: the whole model; a CLIP's text tower is written, too, as it was pre-trained.
         source: the profile's `model`, from which the backbone was loaded.
         folder: where to; it exists.
-        library: one of `libraries_of`, the first if not given.
-
-    Raises:
-        ValueError: if the model cannot be written for that library.
+        library: see `library_for`, which raises what is wrong with it.
     """
-    known = libraries_of(backbone, source)
-    library = library or known[0]
-    if library not in known:
-        raise ValueError(f"model '{source}' cannot be written for {library}; for {' and '.join(known)} it can")
+    library = library_for(backbone, source, library)
     state = {name: tensor.cpu().contiguous() for name, tensor in backbone.model.state_dict().items()}
     if library == "open_clip":
         _write_open_clip(backbone, source, folder, state)
     elif library == "hugging-face":
         hugging_face(backbone, state).save_pretrained(folder)
-        size, given = (
-            backbone.image_size,
-            {"image_mean": backbone.preprocess.mean, "image_std": backbone.preprocess.std},
-        )
-        CLIPImageProcessor(size={"shortest_edge": size}, crop_size=size, **given).save_pretrained(folder)
+        side, pixels = backbone.image_size, backbone.preprocess
+        sizes = {"size": {"shortest_edge": side}, "crop_size": side}
+        CLIPImageProcessor(**sizes, image_mean=pixels.mean, image_std=pixels.std).save_pretrained(folder)
     elif library == "timm":
         own = {"input_size": (3, backbone.image_size, backbone.image_size), "crop_pct": 1.0, "interpolation": "bicubic"}
         given = {"model_args": parse(source)[1], "data_config": own}  # how images came in here, not at timm

@@ -114,7 +114,8 @@ def load_clip(source: str = "", pretrained: str = "", image_size: int = 0) -> Cl
     elif not source:
         raise ValueError(f"the shipped checkpoint is missing at {folder}: restore it by git, or run `make pretrain`")
     elif (name := source.removesuffix("-gelu")) not in open_clip.list_models():
-        raise ValueError(f"no CLIP model at '{source}': neither a folder with open_clip_config.json nor a model name")
+        neither = "neither a folder with open_clip_config.json nor a model name (timm's are timm:NAME)"
+        raise ValueError(f"no CLIP model at '{source}': {neither}")
     elif pretrained in open_clip.list_pretrained_tags_by_model(name):
         tag = pretrained
     elif pretrained:

@@ -128,15 +128,11 @@ def exotic(folder, base=None, **options):
     {"init_lora_weights": "pissa", "use_rslora": True},
     {"modules_to_save": ["lm_head"]},
     {"layers_to_transform": [1], "layers_pattern": "block"},
-    {"lora_bias": True, "target_modules": ["q"]},
 ])  # fmt: skip
 def test_any_adapter_changes_the_weights_as_peft_merges_them(tmp_path, options):
     base = mini_t5()
     before = {name: tensor.clone() for name, tensor in base.named_parameters()}
-    try:
-        merged = exotic(tmp_path, **options)
-    except (ValueError, NotImplementedError, RuntimeError) as error:
-        pytest.skip(f"peft itself refuses: {error}")
+    merged = exotic(tmp_path, **options)
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_parameters())
     if merged.keys() != before.keys():
         with pytest.raises(ValueError, match="adds or unties"):
