@@ -1,4 +1,4 @@
-"""Write the tables of README and docs from the saved ones: `python -m scripts.report`, or `make report`.
+"""Write the tables of README and docs, and the notebooks' takeaways, from the saved tables: `make report`.
 
 A block between `<!-- table: NAME -->` and `<!-- end -->` holds the table that `TABLES[NAME]` makes. Nobody types its
 numbers; a test fails when a block is not what the committed tables say.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
 from lib.figures.bases import KINDS
@@ -21,6 +22,7 @@ from lib.study.evaluation import TABLES as SAVED
 from lib.study.evaluation import gather, methods_by_tasks, plus_minus
 from lib.study.tables import all_seeds, load_seeds, seed_folders
 from lib.vision.registry import REGISTRY
+from scripts.takeaways import with_takeaways
 
 PAGES = ("README.md", "docs/results.md")
 BLOCK = re.compile(r"(<!-- table: ([a-z- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -167,6 +169,11 @@ def rendered(page: str, root: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     argparse.ArgumentParser(prog="python -m scripts.report", description=__doc__.splitlines()[0]).parse_args(arguments)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook, differs = with_takeaways(path)
+        if differs:
+            nbformat.write(notebook, path)
+            print(f"{path.name}: takeaways written")
     for name in PAGES:
         page = (ROOT / name).read_text(encoding="utf-8")
         if (new := rendered(page, ROOT)) != page:

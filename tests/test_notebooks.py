@@ -49,10 +49,12 @@ def test_the_first_code_cell_holds_parameters_that_the_study_knows(notebook):
 
 
 def test_cells_are_short_and_prose_frames_them(notebook):
-    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
+    told = [cell for cell in code_cells(notebook) if "takeaways" in cell.metadata.get("tags", [])]
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(notebook) if cell not in told]
     assert np.median(lengths) <= 10
     assert max(lengths) <= 25
-    assert len(notebook.cells) <= 55
+    assert max(len(cell.source.splitlines()) for cell in told) <= 50, "takeaways are sentences, the longest there are"
+    assert len(notebook.cells) <= 60
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in ("What you will learn", "Runtime", "## Takeaways", "## Exercises"):
         assert part in prose

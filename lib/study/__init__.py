@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = index(
     __name__,
     {
         "evaluation": "main_table methods_by_tasks with_spread",
+        "findings": "Findings interval judged listed mean_std",
         "language": "LanguageWorkspace",
         "per_task": "evaluate_per_task learn_surgeries",
         "profiles": "get_profile",
