@@ -93,8 +93,8 @@ def typed_numbers(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "say"):
             continue
-        inside = {id(part) for made in ast.walk(node) if isinstance(made, ast.FormattedValue) for part in ast.walk(made)}
-        # a text outside of {...} is a sentence, if it is long enough to be none of a condition's keys
+        filled = [part for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
+        inside = {id(part) for braces in filled for part in ast.walk(braces)}
         words = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
         for part in words:
             if id(part) not in inside:
