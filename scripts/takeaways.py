@@ -93,12 +93,13 @@ def typed_numbers(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "say"):
             continue
-        filled = [part for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
-        inside = {id(part) for braces in filled for part in ast.walk(braces)}
-        words = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
-        for part in words:
-            if id(part) not in inside:
-                found += re.findall(r"\d+(?:\.\d+)?", ALLOWED.sub(" ", part.value))
+        # a bullet is a text, or a tuple of a text and its condition
+        for text in (bullet.elts[0] if isinstance(bullet, ast.Tuple) else bullet for bullet in node.args):
+            filled = [part for part in ast.walk(text) if isinstance(part, ast.FormattedValue)]
+            inside = {id(part) for braces in filled for part in ast.walk(braces)}
+            for part in ast.walk(text):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str) and id(part) not in inside:
+                    found += re.findall(r"\d+(?:\.\d+)?", ALLOWED.sub(" ", part.value))
     return found
 
 

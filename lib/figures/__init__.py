@@ -15,9 +15,6 @@ from PIL import Image
 
 from lib.figures.ablations import (
     gradient_noise,
-    mask_gain,
-    step_cost,
-    task_count,
     temperature,
     temperature_curve,
     temperature_taught,
@@ -25,6 +22,7 @@ from lib.figures.ablations import (
 from lib.figures.backbones import activation_variance, architectures, running_statistics
 from lib.figures.bases import any_base, few_coefficients, rates, unlabelled_data
 from lib.figures.benchmarks import adaptation_benchmark, merge_step, merge_step_size
+from lib.figures.counts import every_subset, mask_gain, step_cost, task_count
 from lib.figures.curves import (
     adaptation_curve,
     bilevel,
@@ -43,7 +41,14 @@ from lib.figures.experts import (
     similarity,
 )
 from lib.figures.failures import objectives
-from lib.figures.generalisation import against_the_paper, corruptions, similar_tasks, unseen_tasks
+from lib.figures.generalisation import (
+    against_the_paper,
+    corruptions,
+    similar_tasks,
+    triples,
+    unseen_pairs,
+    unseen_tasks,
+)
 from lib.figures.language import adapter_spaces, first_token
 from lib.figures.mask import (
     convergence,
@@ -68,7 +73,7 @@ from lib.figures.merging import (
 )
 from lib.figures.method import method
 from lib.figures.own import before_and_after
-from lib.figures.protocol import hypergradient, protocol
+from lib.figures.protocol import hypergradient, protocol, protocol_taught
 from lib.figures.real import real_images, weak_experts
 from lib.runtime.disk import ROOT, atomic_path
 from lib.study.tables import all_seeds, load_table, seed_folders
@@ -84,10 +89,10 @@ ALL_SEEDS = (
     adaptation_curve, coefficients, adaptation, mask_curve, concrete_task_arithmetic, masked_experts, phases,
     concrete_coefficients, concrete_adamerging, density, mask_agreement, results, unseen_tasks, corruptions,
     similar_tasks, against_the_paper, baselines, temperature, temperature_taught, gradient_noise, temperature_curve,
-    task_count, mask_gain,
-    step_cost, objectives, protocol, hypergradient, adapter_spaces, first_token, architectures, running_statistics,
-    activation_variance, real_images, weak_experts, rates, any_base, few_coefficients, unlabelled_data,
-    which_method,
+    task_count, every_subset, mask_gain, step_cost, unseen_pairs, triples,
+    objectives, protocol, protocol_taught, hypergradient, adapter_spaces, first_token, architectures,
+    running_statistics, activation_variance, real_images, weak_experts, rates, any_base, few_coefficients,
+    unlabelled_data, which_method,
 )  # fmt: skip
 FIGURES: dict[str, Callable[[Table], Figure]] = {drawn.__name__: drawn for drawn in (*ONE_SEED, *ALL_SEEDS)}
 

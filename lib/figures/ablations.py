@@ -1,9 +1,8 @@
-"""Figures of the ablations of temperature and number of tasks: means, with standard deviations over seeds."""
+"""Figures of the ablation of temperature: means, with standard deviations over seeds."""
 
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,8 +14,6 @@ from lib.figures.plotting import (
     RED,
     REFERENCE,
     band,
-    in_order,
-    method_colours,
     new_figure,
     percent_axis,
     seed_count,
@@ -29,7 +26,6 @@ NO_MASK = "none"  # value of `final_mask` in the row of plain Task Arithmetic
 FINAL_MASKS = tuple(MASKS)
 SHUFFLED = "shuffled"  # of `final_mask`: the hard mask, permuted within layers
 RATES = plt.get_cmap("viridis")  # rates have an order, so their colours have too
-PARTS = {"encoder": "encoder, forward and backward", "rest": "everything else: draw, merge, pull, update"}
 
 
 def mean_and_std(table: Table, by: str, value: str) -> Table:
@@ -191,69 +187,4 @@ def temperature_curve(table: Table) -> Figure:
     axes.set(xlabel="optimiser step of the mask", ylabel=f"entropy minus that at {base:g},\nsummed over tasks (nats)")
     axes.set_title(f"Entropy against temperature {base:g}, running mean of {window} steps ({seed_count(table)})")
     axes.legend(title="temperature", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-def task_count(table: Table) -> Figure:
-    """Normalised accuracy against the number of merged tasks, a line per method; bars: deviation of subsets and seeds.
-
-    Args:
-        table: count, subset, method, accuracy, normalised, seed.
-    """
-    figure, axes = new_figure(9, 4.2)
-    methods = in_order(table["method"].unique())
-    colours = method_colours(methods)
-    for place, method in enumerate(methods):
-        rows = 100 * mean_and_std(table[table["method"] == method], "count", "normalised")
-        shift = 0.08 * (place - (len(methods) - 1) / 2)  # bars side by side
-        style = {"color": colours[method], "ls": ("-", "--", ":", "-.")[place % 4], "marker": "osD^vPX"[place % 7]}
-        axes.errorbar(rows.index + shift, rows["mean"], rows["std"], elinewidth=0.8, ms=5, label=method, **style)
-    axes.axhline(100, ls="--", **REFERENCE)
-    axes.annotate("experts", (table["count"].max(), 100), (0, -11), textcoords="offset points", ha="right", color="0.4")
-    percent_axis(axes, "y", "held-out accuracy, % of the experts'")
-    axes.set(xlabel="number of merged tasks", xticks=sorted(table["count"].unique()))
-    groups = table.groupby(["count", "subset", "seed"]).ngroups
-    axes.set_title(f"What is left of the experts ({groups} subsets, {seed_count(table)})")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
-
-
-def mask_gain(table: Table) -> Figure:
-    """What the mask adds to a method, against how much of the task vectors cancels in their sum: a mark per subset.
-
-    Args:
-        table: count, subset, cancelled, method, gain, seed.
-    """
-    figure, axes = new_figure(8.5, 4.2)
-    colours = method_colours(table["method"].unique())
-    for place, (method, rows) in enumerate(table.groupby("method", sort=False)):
-        found = 100 * rows.groupby(["count", "subset"])[["cancelled", "gain"]].agg(["mean", "std"])
-        style = {"color": colours[method], "ls": "", "label": method, "marker": "os"[place % 2], "elinewidth": 0.8}
-        x, y = found["cancelled", "mean"], found["gain", "mean"]
-        axes.errorbar(x, y, found["gain", "std"].fillna(0), ms=6, alpha=0.8, **style)
-    axes.axhline(0, **REFERENCE)
-    for count, places in (100 * table.groupby("count")["cancelled"].mean()).items():
-        axes.annotate(f"T = {count}", (places, 1), (0, 2), xycoords=("data", "axes fraction"), ha="center",
-                      textcoords="offset points", color="0.4", fontsize=8.5)  # fmt: skip
-    percent_axis(axes, "x", "share of the movement that cancels in the sum of task vectors (%)")
-    axes.set_ylabel("gain by the mask (points)")
-    axes.set_title(f"Gain by the mask, for each set of tasks ({seed_count(table)})", pad=18)
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=2)
-    return figure
-
-
-def step_cost(table: Table) -> Figure:
-    """Time of one step of Concrete Task Arithmetic against the number of tasks, by part.
-
-    Args:
-        table: count, part ("encoder" or "rest"), milliseconds, seed.
-    """
-    figure, axes = new_figure(7.5, 3.6)
-    for (part, label), colour, mark in zip(PARTS.items(), ("0.5", PALETTE[RED]), "os", strict=True):
-        rows = mean_and_std(table[table["part"] == part], "count", "milliseconds")
-        _bars(axes, rows, color=colour, marker=mark, label=label)
-    axes.set(xlabel="number of merged tasks", ylabel="milliseconds per step", xticks=np.unique(table["count"]))
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"One step of Concrete Task Arithmetic ({seed_count(table)})")
-    axes.legend(frameon=False, loc="upper left")
     return figure

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lib.figures.plotting import (
+    INK,
     REFERENCE,
     clean,
     in_order,
@@ -28,6 +29,7 @@ from lib.figures.plotting import (
 Table = pd.DataFrame
 
 MARKERS = "oDs^vPX"
+ORACLE = "Best single expert"
 
 
 def _side_by_side(axes: Axes, table: Table, groups: Sequence[str], by: str, column: str) -> None:
@@ -84,14 +86,69 @@ def similar_tasks(table: Table) -> Figure:
     """What merging few tasks keeps of their experts, for sets of tasks whose task vectors are more or less alike."""
     subsets = list(table.groupby("subset")["cosine"].mean().sort_values().index)
     figure, axes = new_figure(4.5 + 1.5 * len(subsets), 3.8)
-    _side_by_side(axes, table, subsets, "subset", "normalised")
+    _side_by_side(axes, table, subsets, "subset", "share")
     cosine = table.groupby("subset")["cosine"].mean()
     axes.set_xticks(
         range(len(subsets)), [f"{subset}\n(mean cosine {number(cosine[subset], '.3f')})" for subset in subsets]
     )
-    percent_axis(axes, "y", "share of the experts'\nmean accuracy (%)")
+    percent_axis(axes, "y", "share of the gap between\nzero-shot and experts (%)")
     axes.axhline(100, ls="--", **REFERENCE)
     axes.set_title(f"What merging keeps of sets of tasks, by their similarity; {seed_count(table)}")
+    return figure
+
+
+def unseen_pairs(table: Table) -> Figure:
+    """Every pair of tasks left out of the merge: what the merged model gains on a task that it was not merged from.
+
+    Args:
+        table: pair (names of the tasks left out), task (one of them), method, accuracy, seed; methods "Zero-shot",
+            `ORACLE` (of the tasks merged, chosen by these very scores) and those that merge.
+    """
+    keys = ["task", "pair", "seed"]
+    wide = 100 * table.pivot_table(index=keys, columns="method", values="accuracy", sort=False)
+    gain = wide.drop(columns="Zero-shot").sub(wide["Zero-shot"], axis=0)
+    tasks = list(gain.groupby("task")["Task Arithmetic"].mean().sort_values().index)
+    figure, axes = new_figure(9, 0.5 * len(tasks) + 1.6)
+    colours = method_colours(gain.columns) | {ORACLE: method_colours(["Experts"])["Experts"]}
+    for place, method in enumerate(gain.columns):
+        shift = 0.22 * (1 - place)
+        for height, task in enumerate(tasks):
+            values, style = gain.loc[task, method], {"color": colours[method], "ls": ""}
+            by_pair = values.groupby("pair").mean()
+            axes.plot(by_pair, [height + shift] * len(by_pair), marker="|", ms=7, alpha=0.6, **style)
+            label = method if height == 0 else None
+            axes.plot(by_pair.mean(), height + shift, marker=MARKERS[place], ms=7, label=label, **style)
+    axes.axvline(0, **REFERENCE)
+    axes.set_yticks(range(len(tasks)), list(map(clean, tasks)))
+    axes.set_xlabel("accuracy on the task left out, minus zero-shot (points)")
+    axes.grid(axis="y", color="0.92")
+    axes.set_axisbelow(True)
+    axes.set_title(f"Tasks that were not merged: a tick per pair left out, a mark for the mean ({seed_count(table)})")
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    return figure
+
+
+def triples(table: Table) -> Figure:
+    """Every set of three tasks: the share of the gap that Task Arithmetic closes, against how alike the vectors are.
+
+    Args:
+        table: tasks (three names), cosine (mean over its pairs), share (0 to 1), same_classes (whether two of its tasks
+            have the same classes), seed.
+    """
+    found = table.groupby(["tasks", "same_classes"])[["cosine", "share"]].agg(["mean", "std"]).reset_index()
+    figure, axes = new_figure(7.5, 4.4)
+    for same, marker, face in ((False, "o", INK), (True, "D", "white")):
+        rows = found[found["same_classes"] == same]
+        if rows.empty:
+            continue
+        label = "with two tasks of the same classes" if same else "no two tasks of the same classes"
+        style = {"color": INK, "mfc": face, "marker": marker, "ls": "", "ms": 6, "elinewidth": 0.7, "label": label}
+        error = 100 * rows["share", "std"].fillna(0)
+        axes.errorbar(rows["cosine", "mean"], 100 * rows["share", "mean"], error, **style)
+    axes.set_xlabel("mean cosine of the three pairs of task vectors")
+    percent_axis(axes, "y", "share of the gap between\nzero-shot and experts (%)")
+    axes.set_title(f"{len(found)} sets of three tasks, merged by Task Arithmetic ({seed_count(table)})")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -44,14 +44,17 @@ def differences(table: Table) -> Table:
     """What changing one choice does to accuracy, in points, within each seed: mean and std over seeds.
 
     Args:
-        table: columns choice, value, phase, accuracy (0 to 1), density, seed; the unchanged protocol is choice "base".
+        table: columns choice, value, phase, task, accuracy (0 to 1), density, seed; the unchanged protocol is choice
+            "base".
 
     Returns:
         Columns choice, value, phase, difference, std (0 with one seed), density, in order of appearance.
     """
-    base = table[table["choice"] == "base"].set_index(["phase", "seed"])["accuracy"]
-    here = pd.MultiIndex.from_frame(table[["phase", "seed"]])
-    points = table.assign(difference=100 * (table["accuracy"].to_numpy() - base.reindex(here).to_numpy()))
+    keys = ["choice", "value", "phase", "seed"]
+    means = table.groupby(keys, sort=False)[["accuracy", "density"]].mean().reset_index()
+    base = means[means["choice"] == "base"].set_index(["phase", "seed"])["accuracy"]
+    here = pd.MultiIndex.from_frame(means[["phase", "seed"]])
+    points = means.assign(difference=100 * (means["accuracy"].to_numpy() - base.reindex(here).to_numpy()))
     grouped = points.groupby(["choice", "value", "phase"], sort=False)
     means = grouped[["difference", "density"]].mean()
     return means.assign(std=grouped["difference"].std(ddof=1).fillna(0)).reset_index()
@@ -91,8 +94,15 @@ def protocol(table: Table) -> Figure:
     return figure
 
 
+def protocol_taught(table: Table) -> Figure:
+    """The same with the experts as teachers: `protocol`'s figure of another objective."""
+    return protocol(table)
+
+
 def _named(choice: str, value: str) -> str:
     """A changed choice in words."""
+    if choice == "mask":
+        return "no mask, as many gradients"
     value = number(float(value)) if value.lstrip("-").isdigit() else value.replace("x ", "times ")
     return f"{CHOICES.get(choice, choice.replace('_', ' '))}: {value}"
 

@@ -61,12 +61,34 @@ def test_corruptions_in_the_order_of_the_table(seeds):
 def test_similar_tasks_by_rising_cosine(seeds):
     table = rows(seeds, subset=["most alike", "least alike"])
     table["cosine"] = 0.1 + 0.2 * (table["subset"] == "most alike")
-    table["normalised"] = 0.7 + 0.1 * (table["subset"] == "most alike")
+    table["share"] = 0.7 + 0.1 * (table["subset"] == "most alike")
     (axes,) = generalisation.similar_tasks(table).axes
     assert [text.get_text() for text in axes.get_xticklabels()] == [
         "least alike\n(mean cosine 0.100)", "most alike\n(mean cosine 0.300)",
     ]  # fmt: skip
     assert dots(axes, "y") == pytest.approx([70, 80] * len(METHODS))
+
+
+def test_pairs_left_out_are_drawn_as_gains_over_zero_shot(seeds):
+    table = rows(seeds, pair=["a b", "a c"], task=["a"])
+    table["accuracy"] = 0.5 + 0.1 * (table["pair"] == "a b")
+    zero = table.drop_duplicates(["pair", "task", "seed"]).assign(method="Zero-shot", accuracy=0.4)
+    (axes,) = generalisation.unseen_pairs(pd.concat([table, zero])).axes
+    means = {line.get_label(): line.get_xdata()[0] for line in axes.get_lines() if line.get_label() in METHODS}
+    assert means == pytest.approx(dict.fromkeys(METHODS, 15.0))
+    assert axes.get_yticklabels()[0].get_text() == "a"
+
+
+def test_triples_are_a_mark_each_and_equal_classes_are_told(seeds):
+    sets = [("a b c", 0.01, 0.3, False), ("a b d", 0.02, 0.4, True), ("b c d", 0.03, 0.5, False)]
+    table = pd.DataFrame(
+        [(*row, seed) for row in sets for seed in seeds], columns=["tasks", "cosine", "share", "same_classes", "seed"]
+    )
+    (axes,) = generalisation.triples(table).axes
+    different, same = (bars.lines[0].get_xydata().tolist() for bars in axes.containers)
+    assert different == [pytest.approx([0.01, 30]), pytest.approx([0.03, 50])]
+    assert same == [pytest.approx([0.02, 40])]
+    assert "3 sets of three tasks" in axes.get_title()
 
 
 def test_against_the_paper_in_the_published_order_and_on_one_lineage(seeds):
