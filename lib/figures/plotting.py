@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from lib.study.evaluation import accuracies
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -217,7 +219,8 @@ def method_rows(axes: Axes, wide: pd.DataFrame, colours: Mapping[str, object], f
         fmt: of the mean's label.
     """
     for height, method in enumerate(reversed(wide.columns)):
-        by_task, by_seed = (wide[method].groupby(level).mean() for level in ("task", "seed"))
+        by_task = wide[method].groupby("task").mean()
+        by_seed = accuracies(wide[[method]].reset_index()).groupby("seed")[method].mean()  # no rho in it
         axes.plot(by_task, [height] * len(by_task), "|", color=colours[method], ms=9, mew=1.3, alpha=0.8)
         axes.errorbar(by_seed.mean(), height, xerr=spread(by_seed), fmt="o", ms=8, capsize=4, color=colours[method])
         place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 9, "bbox": PLATE}

@@ -48,6 +48,7 @@ class TextTask:
 
 _KNOWN = read_registry(TABLES / "texts.toml", TextTask)
 HUB = "nyu-mll/glue"
+GRADED = tuple(name for name, task in _KNOWN.items() if task.metric != "accuracy")  # no mean of accuracies has these
 GLUE: dict[str, TextTask] = {name: task for name, task in _KNOWN.items() if task.glue}
 DRAWN: dict[str, TextTask] = {name: task for name, task in _KNOWN.items() if not task.glue}
 

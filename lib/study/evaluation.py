@@ -8,6 +8,7 @@ import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
 from lib.files.lineages import one_lineage, tagged
+from lib.language.registry import GRADED
 
 COLUMNS = ("method", "task", "split", "seed", "accuracy", "loss", "n")
 # The saved tables that hold the methods' scores, and the beginnings of the names of methods that learn something at
@@ -16,8 +17,19 @@ TABLES = ("cross_evaluation", "fusion", "concrete_task_arithmetic", "adaptation"
 ADAPTIVE = ("Concrete", "AdaMerging")
 
 
+def accuracies(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that a mean may be taken of: without graded tasks, whose Spearman's rho is no accuracy.
+
+    A table of graded tasks alone stays as it is.
+    """
+    graded = table["task"].isin(GRADED)
+    return table if graded.all() else table[~graded]
+
+
 def methods_by_tasks(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     """Percentages, one row per method (in order of appearance), one column per task and their mean, one decimal.
+
+    A graded task has its column, with rho times 100, and no part in the mean.
 
     Raises:
         ValueError: as everything below that compares methods, if the table mixes experts of several lineages.
@@ -25,7 +37,12 @@ def methods_by_tasks(table: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     one_lineage(table)
     chosen = table[table["split"] == split]
     wide = chosen.pivot_table(index="method", columns="task", values="accuracy", sort=False) * 100
-    return wide.assign(mean=wide.mean(axis=1)).round(1)
+    return wide.assign(mean=wide[_counted(wide)].mean(axis=1)).round(1)
+
+
+def _counted(wide: pd.DataFrame) -> list[str]:
+    """The columns, one per task, that a mean is taken of."""
+    return list(accuracies(pd.DataFrame({"task": wide.columns}))["task"])
 
 
 def gather(tables: Mapping[int, Mapping[str, pd.DataFrame]]) -> pd.DataFrame:
@@ -63,8 +80,9 @@ def main_table(results: pd.DataFrame) -> pd.DataFrame:
         (NaN with one seed), and `adapted on`, the mean on the adaptation split.
     """
     wide = methods_by_tasks(results)
-    by_seed = results[results["split"] == "test"].groupby(["method", "seed"])["accuracy"].mean() * 100
-    seen = results[results["split"] == "adaptation"].groupby("method")["accuracy"].mean() * 100
+    counted = accuracies(results)
+    by_seed = counted[counted["split"] == "test"].groupby(["method", "seed"])["accuracy"].mean() * 100
+    seen = counted[counted["split"] == "adaptation"].groupby("method")["accuracy"].mean() * 100
     return wide.assign(std=by_seed.groupby("method").std().round(2), **{"adapted on": seen.round(1)})
 
 
@@ -79,13 +97,13 @@ def with_spread(results: pd.DataFrame, split: str = "test") -> pd.DataFrame:
     one_lineage(results)
     by_task = results[results["split"] == split].groupby(["method", "task", "seed"], sort=False)["accuracy"].mean()
     wide = 100 * by_task.unstack("task")[list(results["task"].unique())]
-    return plus_minus(wide.assign(mean=wide.mean(axis=1)).groupby("method", sort=False))
+    return plus_minus(wide.assign(mean=wide[_counted(wide)].mean(axis=1)).groupby("method", sort=False))
 
 
 def mean_by_seed(results: pd.DataFrame) -> pd.DataFrame:
-    """Mean held-out accuracy over tasks in percent: methods (in order of appearance) by seeds."""
+    """Mean held-out accuracy over tasks in percent, no rho among them: methods (in order of appearance) by seeds."""
     one_lineage(results)
-    held_out = results[results["split"] == "test"]
+    held_out = accuracies(results[results["split"] == "test"])
     return 100 * held_out.groupby(["method", "seed"], sort=False)["accuracy"].mean().unstack("seed").sort_index(axis=1)
 
 

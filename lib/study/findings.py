@@ -16,9 +16,9 @@ from io import StringIO
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.figures.plotting import clean
 from lib.study.statistics import compare_methods
 from lib.study.study import Study
+from lib.vision.registry import REGISTRY
 
 Bullet = str | tuple[str, bool]
 _NEGATIVE = re.compile(r"(?<![\w)$\-])-(?=\d)")
@@ -97,5 +97,6 @@ def mean_std(by_seed: pd.Series) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """Names of tasks or methods in a sentence: "scenes, aerial and land cover"; "none" of none."""
-    *others, last = [clean(name) for name in names] or ["none"]
+    titles = (REGISTRY[name].title if name in REGISTRY else name.replace("_", " ") for name in names)
+    *others, last = list(titles) or ["none"]
     return f"{', '.join(others)} and {last}" if others else last

@@ -24,6 +24,7 @@ from scipy import stats
 
 from lib.files.lineages import one_lineage
 from lib.runtime.rng import seed_of
+from lib.study.evaluation import accuracies
 
 LEVEL = 0.05  # of false verdicts, over all comparisons of one call together
 DRAWS = 20_000  # so that the ends of an interval are certain to about a tenth of a point
@@ -36,6 +37,7 @@ def compare_methods(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> p
 
     Args:
         scores: rows (method, task, seed, accuracy); where there is a column `split`, those of "test" count.
+            Graded tasks do not: rho is no accuracy.
         pairs: a method and what it is compared with.
 
     Returns:
@@ -47,7 +49,7 @@ def compare_methods(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> p
         ValueError: naming a method without scores, or a pair that shares no seed in which all its tasks were scored.
     """
     one_lineage(scores)
-    held_out = scores[scores["split"] == "test"] if "split" in scores else scores
+    held_out = accuracies(scores[scores["split"] == "test"] if "split" in scores else scores)
     wide = 100 * held_out.pivot_table(index=["method", "seed"], columns="task", values="accuracy")
     known, rows = list(held_out["method"].unique()), []
     for method, against in pairs:

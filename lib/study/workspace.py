@@ -19,6 +19,7 @@ from lib.files.weights import say
 from lib.fusion import weight_averaging
 from lib.runtime.keys import code_of, digest
 from lib.runtime.rng import batch_indices
+from lib.study.evaluation import accuracies
 from lib.study.setting import HeldOut, Setting
 from lib.study.study import Study
 from lib.vectors.fine_tuning import Expert, fine_tune
@@ -253,7 +254,7 @@ class Workspace(ABC):
         where = {"tasks": setting.tasks, "corruption": setting.corruption, "limit": limit}
 
         def accuracy(theta: Tensor) -> float:
-            return self.evaluate(theta, "", "test", **where)["accuracy"].mean()
+            return accuracies(self.evaluate(theta, "", "test", **where))["accuracy"].mean()
 
         def average() -> Tensor:
             return weight_averaging(self.theta0, setting.task_vectors, self.layout)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from lib.figures import ablations, backbones, curves, experts, generalisation, language, mask, merging
+from lib.figures import ablations, backbones, counts, curves, experts, generalisation, language, mask, merging
 from lib.figures.plotting import COLOURS, OBJECTIVE_COLOURS, PALETTE, method_colours, new_figure, number, percent_axis
 from lib.figures.protocol import PHASES, protocol
 
@@ -50,6 +50,15 @@ def choices():
     return pd.DataFrame(rows, columns=["choice", "value", "phase", "density", "seed", "accuracy"])
 
 
+def counted():
+    """Sets of two and of eight tasks, with the two ends of the scale."""
+    learned = table(count=[2, 8], subset=["a"], objective=["entropy", "expert-kl"], method=METHODS[2:], task=TASKS)
+    plain = table(count=[2, 8], subset=["a"], objective=["none"], method=METHODS[:2], task=TASKS)
+    ends = table(count=[2, 8], subset=["a"], objective=["none"], method=["Zero-shot", "Experts"], task=TASKS)
+    ends["accuracy"] = ends["method"].map({"Zero-shot": 0.3, "Experts": 1.0})
+    return pd.concat([learned, plain, ends])
+
+
 def temperatures():
     kinds = [*ablations.FINAL_MASKS]
     rows = table(temperature=[0.1, 0.5, 2.0], final_mask=kinds)
@@ -65,13 +74,11 @@ DRAWN = {
     "entropy_against_accuracy": lambda: curves.entropy_against_accuracy(phases()),
     "mask_steps": lambda: curves.mask_steps(phases()),
     "architectures": lambda: backbones.architectures(table(architecture=["A", "B"], method=METHODS, task=TASKS)),
-    "task_count": lambda: ablations.task_count(
-        table(count=[2, 8], subset=["a"], method=METHODS).assign(normalised=lambda rows: rows["accuracy"])
-    ),
+    "task_count": lambda: counts.task_count(counted()),
     "temperature": lambda: ablations.temperature(temperatures()),
     "similar_tasks": lambda: generalisation.similar_tasks(
         table(subset=["least alike", "most alike"], method=METHODS).assign(
-            normalised=lambda rows: rows["accuracy"], cosine=lambda rows: -0.01 * (rows["subset"] == "least alike")
+            share=lambda rows: rows["accuracy"], cosine=lambda rows: -0.01 * (rows["subset"] == "least alike")
         )
     ),
     "similarity": lambda: experts.similarity(pairs_of_tasks()),
@@ -165,7 +172,7 @@ def test_objectives_share_no_colour_with_methods():
 
 def test_a_method_is_drawn_in_its_colour_in_every_figure():
     drawn = {
-        "task_count": ablations.task_count(table(count=[2, 8], subset=["a"], method=METHODS, normalised=[0.5])),
+        "task_count": counts.task_count(counted()),
         "variance": backbones.activation_variance(table(method=METHODS, position=[0, 1, 2], share=[1.0])),
         "scaling": merging.scaling(table(method=METHODS, scaling_factor=[0.1, 0.3, 1.0])),
     }

@@ -1,36 +1,119 @@
-"""The tables of README and docs are the committed ones, and a wrong number is noticed."""
+"""What README and docs say of results is what the committed tables say, and a wrong or typed number is noticed."""
+
+import re
+import shutil
 
 import pandas as pd
 import pytest
 
 from lib.runtime.disk import ROOT
-from scripts.report import BLOCK, PAGES, TABLES, by_task, markdown, mean_of, rendered
+from scripts.report import BLOCK, PAGES, TABLES, TEXTS, rendered
+from scripts.tables import by_task, markdown, mean_of
+
+NOT_SHOWN = "These tables do not show this"
+# What looks like a measured number: a percentage, a spread, points, or anything with decimals.
+MEASURED = re.compile(
+    r"\d[\d.,]*\s*%|±\s*\d|\b(?:\d[\d.]*|one|two|three|four|five|six|seven|eight|nine|ten)\s+points?\b|"
+    r"(?<![\w.])\d+\.\d+(?![\w.])"
+)
+# What is none: code, mathematics, links; the level of the intervals; versions, sizes of models and numbers of papers;
+# the standard error that follows from the number of real images; a share of a model's weights.
+ALLOWED = re.compile(
+    r"```.*?```|`[^`\n]*`|\$\$?[^$]*\$\$?|\]\([^)]*\)|95\s+%\s+interval|\b100\s+%|Python\s+3\.\d+(?:\s+to\s+3\.\d+)?|"
+    r"\d\.\d\s+million|arXiv\s+\d{4}\.\d{5}|standard\s+error\s+of\s+a\s+mean\s+is\s+about\s+one\s+point|"
+    r"2\.7\s+%\s+of\s+the\s+weights",
+    re.DOTALL,
+)
+
+
+def text_of(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def typed(text):
+    """The measured numbers that stand outside of the blocks."""
+    return MEASURED.findall(ALLOWED.sub(" ", BLOCK.sub(" ", text)))
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_tables_of_the_pages_are_the_committed_ones(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
+def test_blocks_of_the_pages_are_what_the_committed_tables_say(page):
+    text = text_of(page)
     assert BLOCK.search(text)
     assert rendered(text, ROOT) == text, "run `make report`"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_number_typed_by_hand_is_noticed(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    block = BLOCK.search(text).group()
-    wrong = text.replace(block, block.replace("**5", "**6", 1))
-    assert wrong != text
+def test_a_wrong_number_is_noticed_in_every_block(page):
+    def spoilt(block):
+        return re.sub(r"\d(?=\.\d)", lambda digit: str((int(digit.group()) + 1) % 10), block.group(), count=1)
+
+    text = text_of(page)
+    wrong = BLOCK.sub(spoilt, text)
+    for before, after in zip(BLOCK.finditer(text), BLOCK.finditer(wrong), strict=True):
+        assert before.group() != after.group()
     assert rendered(wrong, ROOT) == text
 
 
-def test_a_page_that_names_an_unknown_table():
-    with pytest.raises(ValueError, match="there is no table 'visions'; known: vision, "):
-        rendered("<!-- table: visions -->\n| a |\n<!-- end -->", ROOT)
+def test_a_wrong_number_in_what_readme_found_is_noticed(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text(
+        text_of("README.md").replace("one fixed coefficient goes from\n", "one fixed coefficient goes from ")
+    )
+    text, found = (
+        copy.read_text(),
+        re.search(r"(\*\*With these teachers the mask pays\.\*\* .*?adds )(\d+\.\d)", copy.read_text()),
+    )
+    copy.write_text(text.replace(found.group(), f"{found.group(1)}{float(found.group(2)) + 5:.1f}"))
+    assert rendered(copy.read_text(), ROOT) != copy.read_text()
 
 
-def test_every_table_stands_on_a_page():
-    shown = {name for page in PAGES for _, name, _ in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))}
-    assert shown == set(TABLES)
+@pytest.mark.parametrize("page", PAGES)
+def test_no_measured_number_is_typed(page):
+    assert typed(text_of(page)) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "found"),
+    [
+        ("The mask gains 4.1 points.", ["4.1 points"]),
+        ("It gains about three points.", ["three points"]),
+        ("It reaches 88 % of the experts.", ["88 %"]),
+        ("It has 70 ± 0.4 there.", ["± 0"]),
+        ("TSV-M has 73.4.", ["73.4"]),
+        ("A 95 % interval at $0.5$, `x=0.3`, [this](a1.5.md), Python 3.11 to 3.14, 1.2 million, 100 % of it.", []),
+    ],
+)
+def test_a_number_typed_into_a_page_is_noticed(sentence, found):
+    assert [number.strip() for number in typed(f"{text_of('README.md')}\n{sentence}\n")] == found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_sentence_is_borne_out(page):
+    assert NOT_SHOWN not in text_of(page), "reword what the tables do not show"
+
+
+def test_a_sentence_that_the_tables_do_not_bear_out_says_so(tmp_path):
+    """README on tables in which the mask adds nothing with the experts as teachers."""
+    for profile in ("tiny-full", "tiny-t5-full", "deit-tiny"):
+        shutil.copytree(ROOT / "data" / "results" / profile, tmp_path / "data" / "results" / profile)
+    for path in tmp_path.rglob("any_base.csv"):
+        table = pd.read_csv(path)
+        table.loc[table["arm"] == "mask and coefficients", "accuracy"] = 0.5
+        table.to_csv(path, index=False)
+    told = rendered("<!-- text: findings -->\n<!-- end -->", tmp_path)
+    assert f"5. **{NOT_SHOWN}:** **With these teachers the mask pays.**" in told
+    assert told.count(NOT_SHOWN) == 1
+
+
+@pytest.mark.parametrize(("kind", "known"), [("table", "vision, "), ("text", "findings, ")])
+def test_a_page_that_names_an_unknown_block(kind, known):
+    with pytest.raises(ValueError, match=f"there is no {kind} 'visions'; known: {known}"):
+        rendered(f"<!-- {kind}: visions -->\n| a |\n<!-- end -->", ROOT)
+
+
+def test_every_block_stands_on_a_page():
+    shown = {(kind, name) for page in PAGES for _, kind, name, _ in BLOCK.findall(text_of(page))}
+    assert shown == {("table", name) for name in TABLES} | {("text", name) for name in TEXTS}
 
 
 def test_scores_by_hand():

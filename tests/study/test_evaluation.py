@@ -9,8 +9,11 @@ from lib.study.evaluation import (
     compare_with_full,
     gather,
     main_table,
+    mean_by_seed,
+    methods_by_tasks,
     with_spread,
 )
+from lib.study.statistics import compare_methods
 from lib.study.tables import load_seeds, seed_folders
 
 
@@ -104,3 +107,24 @@ def test_the_committed_live_seed_agrees_with_the_committed_full_run():
     # The two are of two processors, so of other experts: what is tuned or optimised differs by up to 3 points.
     table = compare_with_full(here, there, exact=3.0)  # on one machine 0.5 holds
     assert table["within"].all(), f"outside the tolerance:\n{table[~table['within'].astype(bool)]}"
+
+
+def test_rho_is_never_averaged_with_accuracies():
+    """A graded task has its column, and no part in any mean, spread or comparison."""
+    rows = [
+        {"method": method, "task": task, "split": "test", "seed": seed, "accuracy": value + 0.01 * seed}
+        for method, values in {
+            "Task Arithmetic": {"sentiment": 0.5, "inference": 0.7, "similarity": -0.2},
+            "Experts": {"sentiment": 0.9, "inference": 0.9, "similarity": 0.9},
+        }.items()
+        for task, value in values.items()
+        for seed in (0, 1)
+    ]
+    scores = pd.DataFrame(rows)
+    assert methods_by_tasks(scores).loc["Task Arithmetic", ["similarity", "mean"]].tolist() == [-19.5, 60.5]
+    assert main_table(scores).loc["Task Arithmetic", ["mean", "std"]].tolist() == [60.5, 0.71]
+    assert with_spread(scores).loc["Task Arithmetic", "mean"] == "60.5 ± 0.7"
+    assert mean_by_seed(scores).loc["Task Arithmetic"].tolist() == pytest.approx([60, 61])
+    (row,) = compare_methods(scores, [("Experts", "Task Arithmetic")]).itertuples()
+    assert (row.difference, row.tasks, row.up) == (30, 2, 2)
+    assert methods_by_tasks(scores[scores["task"] == "similarity"]).loc["Experts", "mean"] == 90.5
