@@ -136,7 +136,7 @@ figures: $(READY) ## Redraw the committed figures from the committed tables; run
 lab: $(READY) ## Open the notebooks in JupyterLab
 	@$(PY) -m jupyterlab notebooks
 
-report: $(READY) ## Write the tables of README and docs/results.md from the committed ones
+report: $(READY) ## Write what README, docs and takeaways say of results from the committed tables
 	@$(PY) -m scripts.report
 
 publish: $(READY) ## Make a run's tables (PROFILE, SEEDS), outputs and figures the committed ones, ready to commit
