@@ -48,9 +48,13 @@ NOTEBOOKS = {
         ["02_task_vectors"],
         ["temperature", "gradient_noise", "temperature_curve", "temperature_taught"],
     ),
-    "11_ablation_task_count": (["02_task_vectors"], ["task_count", "mask_gain", "step_cost"]),
-    "12_ablation_protocol": (["02_task_vectors"], ["protocol", "hypergradient"]),
-    "13_generalisation": (["02_task_vectors"], ["unseen_tasks", "corruptions", "similar_tasks"]),
+    # These three take the learning rates that notebook 09 has chosen, from the store.
+    "11_ablation_task_count": (["09_concrete_on_any_base"], ["task_count", "every_subset", "mask_gain", "step_cost"]),
+    "12_ablation_protocol": (["09_concrete_on_any_base"], ["protocol", "protocol_taught", "hypergradient"]),
+    "13_generalisation": (
+        ["09_concrete_on_any_base"],
+        ["unseen_tasks", "unseen_pairs", "corruptions", "triples", "similar_tasks"],
+    ),
     "14_architectures": ([], ["activation_variance", "running_statistics", "architectures"]),
     "15_real_images": ([], ["learning_curves", "real_images", "weak_experts"]),
     "17_unlabelled_data": (["02_task_vectors"], ["unlabelled_data"]),

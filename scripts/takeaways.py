@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,10 +52,8 @@ def places_of(cells: Sequence[nbformat.NotebookNode]) -> list[int]:
 
 @contextmanager
 def committed_only(root: Path) -> Iterator[Path]:
-    """A folder that has the committed data of a checkout and none of its runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "data").symlink_to(root / "data")
-        yield Path(folder)
+    """A checkout's root."""
+    yield root
 
 
 def takeaways_of(path: Path, root: Path = ROOT) -> Told | None:
@@ -69,12 +66,11 @@ def takeaways_of(path: Path, root: Path = ROOT) -> Told | None:
     if not (places := places_of(cells)):
         return None
     source, name = "\n".join(cells[place].source for place in places), f"{path.name}, takeaways"
-    with committed_only(root) as folder:
-        profile = get_profile(FAMILIES[family_of(path.name)].default)
-        space: dict[str, object] = {"study": Study(profile, root=folder)}
-        *first, last = ast.parse(source).body
-        exec(compile(ast.Module(first, []), name, "exec"), space)
-        shown = eval(compile(ast.Expression(getattr(last, "value", last)), name, "eval"), space)
+    profile = get_profile(FAMILIES[family_of(path.name)].default)
+    space: dict[str, object] = {"study": Study(profile, root=root)}
+    *first, last = ast.parse(source).body
+    exec(compile(ast.Module(first, []), name, "exec"), space)
+    shown = eval(compile(ast.Expression(getattr(last, "value", last)), name, "eval"), space)
     found = [value for value in space.values() if isinstance(value, Findings)]
     if not found or not hasattr(shown, "data"):
         raise TypeError(f"{path.name}: the takeaways must end with found.say(...)")
@@ -123,5 +119,7 @@ def comparisons(root: Path = ROOT) -> pd.DataFrame:
     rows = []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         if told := takeaways_of(path, root):
-            rows += [table.assign(notebook=path.stem, cell=told.cell) for table in told.findings.comparisons]
+            rows += [
+                table.reset_index().assign(notebook=path.stem, cell=told.cell) for table in told.findings.comparisons
+            ]
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()

@@ -1,23 +1,23 @@
 """What a notebook finds: sentences whose numbers come from saved tables, each with the condition that makes it true.
 
 A notebook *pins* what must hold in every run (`Study.claim`). What it *finds* stands in its takeaways: they read the
-tables of the full run, so their numbers are never typed, and a sentence that the tables do not bear out says so.
-`make report` writes them anew from the committed tables, and a test fails where a notebook shows anything else.
+committed tables of the full run, so their numbers are never typed, and a sentence that the tables do not bear out says
+so. `make report` writes them anew, and a test fails where a notebook shows anything else.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from io import StringIO
 
 import pandas as pd
 from IPython.display import Markdown
 
-from lib.study.statistics import compare_methods
+from lib.study.profiles import PROFILES
+from lib.study.statistics import compared, judge
 from lib.study.study import Study
+from lib.study.tables import all_seeds, seed_folders
 from lib.vision.registry import REGISTRY
 
 Bullet = str | tuple[str, bool]
@@ -30,7 +30,7 @@ class Findings:
 
     Attributes:
         study: an open study.
-        comparisons: those made so far, as `lib.study.compare_methods` gives them.
+        comparisons: those made so far.
         false: the sentences that the tables did not bear out.
     """
 
@@ -40,21 +40,28 @@ class Findings:
     _runs: dict[str, None] = field(default_factory=dict)
 
     def table(self, name: str) -> pd.DataFrame:
-        """A table of the full run, all its seeds, as `Study.full` gives it.
+        """A committed table, all its seeds: of the full run of the default profile, which the sentences are about.
+
+        A run with other tasks or budgets shows the same ones, since its own tables need not hold what is told.
 
         Raises:
-            FileNotFoundError: if there is none; names the command that makes it.
+            FileNotFoundError: if there is none.
         """
-        with redirect_stdout(StringIO()) as told:
-            table = self.study.full(name)
-        self._runs[told.getvalue().strip().removeprefix("shown: ")] = None
-        return table
+        default = PROFILES[self.study.profile.default]
+        full = default.full or default.label
+        found = seed_folders(self.study.root / "data" / "results" / full, name)
+        self._runs[f"profile {full}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"] = None
+        return all_seeds(found, name)
 
     def compare(self, scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-        """Compare pairs of methods, see `lib.study.compare_methods`, a row per pair: `found.loc[method, against]`."""
-        compared = compare_methods(scores, pairs)
-        self.comparisons.append(compared)
-        return compared.set_index(["method", "against"])
+        """Compare pairs of methods: a row per pair, `found.loc[method, against]`, as `compare_methods` has them.
+
+        Holm's correction covers all comparisons that were made by the time a row is looked up, in one call or several.
+        """
+        table = compared(scores, pairs).set_index(["method", "against"])
+        self.comparisons.append(table)
+        judge(self.comparisons)
+        return table
 
     def say(self, *bullets: Bullet) -> Markdown:
         """The takeaways as a list.
@@ -73,8 +80,8 @@ class Findings:
             if not holds:
                 self.false.append(text)
             lines.append(f"- {text}" if holds else f"- **These tables do not show this:** {text}")
-        shorter = "; this run's budgets are too short to show them" if self.study.profile.full else ""
-        return Markdown("\n".join([f"*Numbers: {'; '.join(self._runs)}{shorter}.*", "", *lines]))
+        runs = "; ".join(self._runs)
+        return Markdown("\n".join([f"*Numbers: the committed tables ({runs}), not this run.*", "", *lines]))
 
 
 def interval(row: pd.Series) -> str:
@@ -85,7 +92,7 @@ def interval(row: pd.Series) -> str:
 
 def judged(row: pd.Series) -> str:
     """The same with tasks and verdict: "2.4 points (95 % interval 1.1 to 3.6; 7 of 8 tasks up: higher)"."""
-    tasks = f"{row['up']} of {row['tasks']} tasks up: {row['verdict']}"
+    tasks = f"{row['up']} of {row['tasks']} tasks up: {row['verdict'].partition(' (')[0]}"
     told = interval(row)
     return f"{told[:-1]}; {tasks})" if told.endswith(")") else f"{told} ({tasks})"
 

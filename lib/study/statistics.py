@@ -48,6 +48,15 @@ def compare_methods(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> p
     Raises:
         ValueError: naming a method without scores, or a pair that shares no seed in which all its tasks were scored.
     """
+    table = compared(scores, pairs)
+    judge([table])
+    numbers = ["difference", "low", "high"]
+    columns = ["method", "against", *numbers, "up", "down", "p", "verdict", "tasks", "seeds"]
+    return table.round(dict.fromkeys(numbers, 2))[columns]
+
+
+def compared(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """The same without `p` and `verdict`: the p of each comparison `alone`, for `judge` to correct."""
     one_lineage(scores)
     held_out = accuracies(scores[scores["split"] == "test"] if "split" in scores else scores)
     wide = 100 * held_out.pivot_table(index=["method", "seed"], columns="task", values="accuracy")
@@ -63,12 +72,20 @@ def compare_methods(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> p
             {"method": method, "against": against, **difference_of(gaps.to_numpy().T)}
             | {"up": int((means > 0).sum()), "down": int((means < 0).sum())}
         )
-    table = pd.DataFrame(rows)
-    table["p"] = holm(table["p"].to_numpy())
-    table["verdict"] = [verdict(*row) for row in table[["difference", "p"]].to_numpy()]
-    numbers = ["difference", "low", "high"]
-    columns = ["method", "against", *numbers, "up", "down", "p", "verdict", "tasks", "seeds"]
-    return table.round(dict.fromkeys(numbers, 2) | {"p": 4})[columns]
+    return pd.DataFrame(rows).rename(columns={"p": "alone"})
+
+
+def judge(tables: Sequence[pd.DataFrame]) -> None:
+    """Give comparisons their `p` and `verdict`, in place: Holm's correction covers all rows of all tables.
+
+    Args:
+        tables: as `compared` gives them, with the p of each comparison `alone`.
+    """
+    corrected = holm(np.concatenate([table["alone"].to_numpy() for table in tables]))
+    ends = np.cumsum([len(table) for table in tables])
+    for table, p in zip(tables, np.split(corrected, ends[:-1]), strict=True):
+        table["p"] = p.round(4)
+        table["verdict"] = [verdict(*row) for row in zip(table["difference"], p, strict=True)]
 
 
 def difference_of(gaps: np.ndarray) -> dict[str, float | int]:
