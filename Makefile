@@ -2,7 +2,7 @@
 #
 #   make study                                     the tiny profile, offline, on any CPU
 #   make study PROFILE=tiny-real DATA_ROOT=~/data  the same line on real images
-#   make reproduce                                 all seeds, full budgets, as the committed tables were made
+#   make reproduce                                 five seeds, full budgets, as the committed tables were made
 #   make study SEED=1 PARAMS="mask_steps=50"       another seed; any parameter of the notebooks
 #   make study PROFILE=clip-vit-l-14 GPUS=4        several GPUs share the work of each notebook
 #   make study VENV=$CONDA_PREFIX                  inside the conda environment of environment.yml
@@ -19,6 +19,8 @@ VENV ?= $(if $(wildcard .venv/.study-ready),,$(if $(STUDY_OUT),$(STUDY_OUT)/)).v
 PROFILE ?= tiny
 SEED ?= 0
 SEEDS ?= $(SEED)
+# How many of them run the ablations (notebooks 08 to 14 and 17), the first ones.
+ABLATION_SEEDS ?= 3
 DATA_ROOT ?=
 TASKS ?=
 PARAMS ?=
@@ -91,7 +93,8 @@ study: $(READY) ## Run the notebooks in order and draw the figures; continues wh
 	$(PY) -m snakemake --cores $(CORES) --nolock --rerun-incomplete --quiet host reason rules progress \
 	  $(if $(STUDY_OUT),--directory "$(STUDY_OUT)") $(FLAGS) \
 	  --config profile=$(call text,$(PROFILE)) seeds=$(call text,$(SEEDS)) data_root=$(call text,$(DATA_ROOT)) \
-	  tasks=$(call text,$(TASKS)) gpus=$(call text,$(GPUS)) params=$(call text,$(PARAMS))
+	  tasks=$(call text,$(TASKS)) gpus=$(call text,$(GPUS)) params=$(call text,$(PARAMS)) \
+	  ablation_seeds=$(call text,$(ABLATION_SEEDS))
 
 language: $(READY) ## Run the notebooks on language (20 to 22) in order; PROFILE=flan-t5-base for the paper's models
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),tiny-t5,$(PROFILE))
@@ -103,8 +106,8 @@ merge: $(READY) ## Run notebook 30 on your own experts: DATA_ROOT, TASKS, PARAMS
 	@$(MAKE) --no-print-directory study PROFILE=$(if $(filter file,$(origin PROFILE)),your-own,$(PROFILE))
 
 # The profiles "tiny" and "tiny-t5" have their full budgets in "tiny-full" and "tiny-t5-full"; every other is full as it is.
-reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (SEEDS="0 1 2")
-	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny-t5,tiny-t5-full,$(patsubst tiny,tiny-full,$(PROFILE))) SEEDS="$(if $(filter file,$(origin SEEDS)),$(if $(filter file,$(origin SEED)),0 1 2,$(SEED)),$(SEEDS))"
+reproduce: $(READY) ## Run all seeds with full budgets; continues where it stopped (five, ablations with three; SEEDS, ABLATION_SEEDS)
+	@$(MAKE) --no-print-directory study PROFILE=$(patsubst tiny-t5,tiny-t5-full,$(patsubst tiny,tiny-full,$(PROFILE))) SEEDS="$(if $(filter file,$(origin SEEDS)),$(if $(filter file,$(origin SEED)),0 1 2 3 4,$(SEED)),$(SEEDS))"
 
 test: $(READY) ## Run all tests: unit and property tests, then every notebook
 	@$(ONE_THREAD) $(PY) -m pytest -n $(CORES) --dist loadfile

@@ -73,6 +73,7 @@ NOTEBOOKS = {
     ),
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
+FEWER = ("08", "09", "10", "11", "12", "13", "14", "17")  # ablations: of many seeds, the first few (ablation_seeds)
 
 
 def told(name):
@@ -113,6 +114,9 @@ SEEDS = (told("seeds") or told("seed") or "0").split()
 if not all(seed.isdecimal() for seed in SEEDS) or len(set(SEEDS)) < len(SEEDS):
     raise WorkflowError(f"seeds: '{' '.join(SEEDS)}' are no different whole numbers, as in SEEDS=\"0 1 2\"")
 SEEDS = [int(seed) for seed in SEEDS]
+if not (told("ablation_seeds") or "3").isdecimal() or told("ablation_seeds") == "0":
+    raise WorkflowError(f"ablation_seeds: '{told('ablation_seeds')}' is no number of seeds, as in ABLATION_SEEDS=5")
+ABLATION_SEEDS = int(told("ablation_seeds") or 3)
 # The notebooks' parameters: only what was set, so that each notebook's own defaults hold otherwise.
 TEXTS = {name: told(name) for name in ("data_root", "tasks") if told(name).strip()}
 TEXTS["profile"] = told("profile") or "tiny"
@@ -241,7 +245,9 @@ logger.addFilter(lambda record: workflow.dryrun or not record.getMessage().lstri
 
 
 def seeds_of(notebook):
-    return SEEDS[:1] if notebook in ONCE else SEEDS
+    if notebook in ONCE:
+        return SEEDS[:1]
+    return SEEDS[:ABLATION_SEEDS] if notebook.startswith(FEWER) else SEEDS
 
 
 def executed(notebook, seed):

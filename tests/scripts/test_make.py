@@ -64,7 +64,7 @@ def test_a_value_arrives_as_it_was_written(checkout, value):
 
 
 @pytest.mark.parametrize(
-    ("given", "seeds"), [([], "0 1 2"), (["SEED=3"], "3"), (["SEEDS=4 5"], "4 5"), (["SEED=3", "SEEDS=4"], "4")]
+    ("given", "seeds"), [([], "0 1 2 3 4"), (["SEED=3"], "3"), (["SEEDS=4 5"], "4 5"), (["SEED=3", "SEEDS=4"], "4")]
 )
 def test_reproduce_takes_the_seed_that_was_named(checkout, given, seeds):
     told = config(make(checkout, "reproduce", *given))

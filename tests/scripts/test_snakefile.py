@@ -38,6 +38,7 @@ def plan(root, *config):
         ("tiny", "3", "mask_steps=50"),
         ("tiny", "0 1 2", "experts=~/clip/{task}/finetuned.pt"),
         ("tiny-t5", "3", "adapters=~/experts/{task}"),
+        ("tiny", "0 1 2 3 4", "mask_steps=50"),
         ("tiny-t5", "0 1 2", "mask_steps=50"),
         ("deit-tiny", "0", "mask_steps=50"),
         ("deit-tiny", "0 1", "mask_steps=50"),
@@ -56,7 +57,13 @@ def test_the_graph_of_the_study(tmp_path, profile, seeds, params):
     # Where only one notebook can run it has all cores; otherwise one, which Snakemake does not mention.
     assert ("    threads: 2" in shown) == (len(names) == 1 and len(seeds.split()) == 1)
     first, *more = seeds.split()
-    wanted = [f"{name}_seed{seed}" for name in names for seed in ([first] if name in once else [first, *more])]
+    fewer = tuple(re.findall(r'"(\d\d)"', text.split("FEWER = ")[1].split("\n")[0]))
+
+    def of(name):
+        """The seeds of a notebook: one, three where it is an ablation, else all."""
+        return [first] if name in once else [first, *more][: 3 if name.startswith(fewer) else None]
+
+    wanted = [f"{name}_seed{seed}" for name in names for seed in of(name)]
     assert sorted(planned) == sorted([*(wanted if more else names), "figures", "all"]), run.stderr
 
 
@@ -72,6 +79,7 @@ def test_the_graph_of_the_study(tmp_path, profile, seeds, params):
         ("seeds=0,1", "seeds: '0,1' are no different whole numbers"),
         ("seeds=1.0", "seeds: '1.0' are no different whole numbers"),
         ("seeds=0 0", "seeds: '0 0' are no different whole numbers"),
+        ("ablation_seeds=some", "ablation_seeds: 'some' is no number of seeds, as in ABLATION_SEEDS=5"),
         ("tasks=['scenes scenes']", "parameter 'tasks' is 'scenes scenes': name at least one task, none of them twice"),
         ("gpus=['two']", "gpus: 'two' is no number of GPUs"),
     ],
