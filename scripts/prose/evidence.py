@@ -1,17 +1,18 @@
 """What the pages' sentences rest on: the committed tables, and comparisons of methods in them.
 
-Comparisons are made in the families in which the notebooks make them, so a verdict is the same wherever it is quoted
-(Holm's correction depends on what is compared together).
+Verdicts are those of the notebooks' takeaways, so that a comparison has the same one wherever it is quoted: Holm's
+correction depends on what is compared together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
 
 import pandas as pd
 
+from lib.runtime.disk import ROOT
 from lib.study.evaluation import mean_by_seed
 from lib.study.findings import Findings, mean_std
 from lib.study.needs import needed
@@ -19,7 +20,7 @@ from lib.study.profiles import get_profile
 from lib.study.study import Study
 from scripts.prose.words import WORDS
 from scripts.tables import scores_of
-from scripts.takeaways import committed_only
+from scripts.takeaways import committed_only, takeaways_of
 
 PLAIN, AVERAGING, TSV = "Task Arithmetic", "Weight averaging", "TSV-M"
 TASK_WISE, LAYER_WISE = "AdaMerging (task-wise)", "AdaMerging (layer-wise)"
@@ -62,7 +63,7 @@ class Evidence:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._notebooks = folder, {}
         self.found, self.on_text, self.on_real = (
             Findings(Study(get_profile(name), root=folder)) for name in ("tiny", "tiny-t5", "deit-tiny")
         )
@@ -112,45 +113,70 @@ class Evidence:
         table = self.found.table("few_coefficients")
         return table.assign(method=table["coefficients"] + ", " + table["mask"], split="test")
 
+    def compared(self, scores: pd.DataFrame, pairs: Sequence[tuple[str, str]], notebook: str) -> pd.DataFrame:
+        """Comparisons, a row per pair, as a notebook's takeaways have them; those that it does not make are made here.
+
+        A verdict is corrected for all comparisons that are made together, so it is quoted and not made again.
+        """
+        table = Findings(self.found.study).compare(scores, pairs)
+        told = self._told(notebook)
+        known = [pair for pair in table.index if pair in told.index]
+        table.loc[known, ["p", "verdict"]] = told.loc[known, ["p", "verdict"]]
+        return table
+
+    def _told(self, notebook: str) -> pd.DataFrame:
+        """All comparisons of a notebook's takeaways on these tables."""
+        if notebook not in self._notebooks:
+            self._notebooks[notebook] = self._read(notebook)
+        return self._notebooks[notebook]
+
+    def _read(self, notebook: str) -> pd.DataFrame:
+        told = takeaways_of(next((ROOT / "notebooks").glob(f"{notebook}_*.ipynb")), self.folder)
+        tables = [table.reset_index() for table in told.findings.comparisons] if told else []
+        if not tables:
+            return pd.DataFrame(
+                columns=["p", "verdict"], index=pd.MultiIndex.from_tuples([], names=["method", "against"])
+            )
+        return pd.concat(tables).drop_duplicates(["method", "against"]).set_index(["method", "against"])
+
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """Comparisons of the methods that are in print (notebook 90)."""
-        return self.found.compare(self.drawn, NOTEBOOK_90)
+        """Comparisons of the methods that are in print."""
+        return self.compared(self.drawn, NOTEBOOK_90, "90")
 
     @cached_property
     def masks(self) -> pd.DataFrame:
-        """Comparisons of notebook 07: the mask with AdaMerging."""
-        return self.found.compare(self.drawn, NOTEBOOK_07)
+        """Comparisons of the mask with AdaMerging."""
+        return self.compared(self.drawn, NOTEBOOK_07, "07")
 
     @cached_property
     def masks_on_bases(self) -> dict[str, pd.DataFrame]:
-        """What the mask adds at equal gradients (notebook 09): objective -> a row per base."""
+        """What the mask adds at equal gradients: objective -> a row per base."""
         table = self.found.table("any_base")
         runs = table[["objective", "base"]].drop_duplicates()
         pairs = [(arm(*run, MASKED), arm(*run, LONG)) for run in runs.itertuples(index=False)]
-        rows = self.found.compare(self.drawn, pairs).reset_index(drop=True).assign(**runs.reset_index(drop=True))
+        rows = self.compared(self.drawn, pairs, "09").reset_index(drop=True).assign(**runs.reset_index(drop=True))
         return {str(name): own.set_index("base") for name, own in rows.groupby("objective")}
 
     @cached_property
     def masks_on_few(self) -> pd.DataFrame:
-        """What the mask adds where coefficients are few (notebook 09): a row for each of `FEW`."""
-        rows = self.found.compare(self.few, [(f"{kind}, mask", f"{kind}, no mask") for kind in FEW])
-        return rows.set_axis(FEW)
+        """What the mask adds where coefficients are few: a row for each of `FEW`."""
+        return self.compared(self.few, [(f"{kind}, mask", f"{kind}, no mask") for kind in FEW], "09").set_axis(FEW)
 
     @cached_property
     def taught(self) -> pd.Series:
         """Layer-wise coefficients by the experts' predictions against the same by entropy, at the paper's rate."""
-        return self.found.compare(self.drawn, [(TEACH, LAYER_WISE)]).iloc[0]
+        return self.compared(self.drawn, [(TEACH, LAYER_WISE)], "09").iloc[0]
 
     @cached_property
     def heads_alone(self) -> pd.Series:
-        """Heads alone against the best merged model (notebook 09)."""
-        return self.found.compare(self.drawn, [(HEADS, self.best)]).iloc[0]
+        """Heads alone against the best merged model."""
+        return self.compared(self.drawn, [(HEADS, self.best)], "09").iloc[0]
 
     @cached_property
     def texts(self) -> pd.DataFrame:
-        """Comparisons of notebook 22."""
-        return self.on_text.compare(self.text, NOTEBOOK_22)
+        """Comparisons on text."""
+        return self.compared(self.text, NOTEBOOK_22, "22")
 
     @cached_property
     def best(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from lib.study.findings import interval, judged, listed, mean_std
+from lib.study.findings import Findings, interval, judged, listed, mean_std
 from lib.study.needs import ALONE, GRADIENTS, INPUTS, LABELS, NOTHING, TEACHERS
 from lib.study.statistics import HIGHER, LOWER
 from scripts.prose.evidence import (
@@ -30,7 +30,7 @@ from scripts.prose.evidence import (
     seeds,
     using,
 )
-from scripts.prose.words import WORDS, brief, on_each, one, paragraph, parts
+from scripts.prose.words import WORDS, brief, on_each, one, paragraph, parts, tasks_up
 
 ROWS = {  # what one has -> what to use
     NOTHING: ("nothing but the experts", TSV),
@@ -110,8 +110,8 @@ def without_data(on: Evidence) -> str:
         if top == TSV:
             ahead.append(place)
         else:
-            verdict = on.found.compare(scores, [(top, TSV)])["verdict"].item()
-            behind.append(f"{place} {top} has ({reached(scores, top)} against {reached(scores, TSV)}: {verdict})")
+            row = Findings(on.found.study).compare(scores, [(top, TSV)]).iloc[0]
+            behind.append(f"{place} {top} has it, by {interval(row)}")
     others = f"; {listed(behind)}" if behind else ""
     return paragraph(
         (
@@ -129,7 +129,7 @@ def experts_teach(on: Evidence) -> str:
         (
             f"""**With the experts at hand, let them teach.** With `expert-kl` layer-wise coefficients on the task
             vectors reach {reached(on.drawn, TEACH)} in {steps} steps, with entropy {reached(on.drawn, LAYER_WISE)}.""",
-            on.taught["verdict"] == HIGHER,
+            on.taught["difference"] > 0,
         ),
         (
             f"""The mask adds {interval(on.masks_on_bases["expert-kl"].loc[PLAIN])} at equal gradients.""",
@@ -243,15 +243,16 @@ def mask(on: Evidence) -> str:
     gain, (top, others) = rows["difference"], on.gains_of_the_mask()
     return paragraph(
         (
-            f"""**With a mask?** Yes, with the experts as teachers: at equal gradients it adds {one(gain.min())} to
-            {one(gain.max())} points on {WORDS[len(rows)]} bases ({on_each(rows)}, notebook 09), and on text
-            {judged(plain)} on the task vectors and {brief(on_tsv)} on TSV-M's parts (notebook 22).""",
-            gain.min() > 0 and min(plain["difference"], on_tsv["difference"]) > 0,
+            f"""**With a mask?** Yes, with the experts as teachers, most where coefficients are few: with one fixed
+            coefficient it lifts the task vectors from {reached(on.few, f"{FEW[0]}, no mask")} to
+            {reached(on.few, f"{FEW[0]}, mask")} % ({tasks_up(few.loc[FEW[0]])}).""",
+            few.loc[FEW[0], "verdict"] == HIGHER and few["difference"].idxmax() != FEW[-1],
         ),
         (
-            f"""It helps most where coefficients are few: with one fixed coefficient it lifts the task vectors from
-            {reached(on.few, f"{FEW[0]}, no mask")} to {reached(on.few, f"{FEW[0]}, mask")} %.""",
-            few["difference"].idxmax() != FEW[-1],
+            f"""To layer-wise coefficients it adds {one(gain.min())} to {one(gain.max())} points at equal gradients on
+            {WORDS[len(rows)]} bases ({on_each(rows)}; notebook 09), and on text {judged(plain)} on the task vectors and
+            {brief(on_tsv)} on TSV-M's parts (notebook 22).""",
+            gain.min() > 0 and min(plain["difference"], on_tsv["difference"]) > 0,
         ),
         (
             f"""Without the experts' predictions no gain is shown: on layer-wise AdaMerging the mask changes accuracy by

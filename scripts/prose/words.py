@@ -34,7 +34,7 @@ def one(value: float) -> str:
 
 def tasks_up(row: pd.Series) -> str:
     """A comparison without its size: "6 of 8 tasks up: no difference shown"."""
-    return f"{row['up']} of {row['tasks']} tasks up: {row['verdict']}"
+    return f"{row['up']} of {row['tasks']} tasks up: {row['verdict'].partition(' (')[0]}"
 
 
 def brief(row: pd.Series, *, bare: bool = False) -> str:
@@ -49,11 +49,11 @@ def brief(row: pd.Series, *, bare: bool = False) -> str:
 
 
 def on_each(rows: pd.DataFrame) -> str:
-    """On which of some bases a gain is shown: "shown on all but RegMean's parts"."""
+    """On which of some bases a gain is shown: "higher on all but RegMean's parts"."""
     without = [parts(base) for base in rows.index[rows["verdict"] != HIGHER]]
     if not without:
-        return "shown on each"
-    return "shown on none" if len(without) == len(rows) else f"shown on all but {listed(without)}"
+        return "higher on each"
+    return "no difference shown on any" if len(without) == len(rows) else f"higher on all but {listed(without)}"
 
 
 def verdicts(rows: Iterable[pd.Series]) -> list[str]:
@@ -79,10 +79,10 @@ def points(*items: Sequence[Bullet], numbered: bool = False) -> str:
 
 
 def _wrapped(text: str, mark: str = "") -> str:
-    """Lines of at most 140 characters; no number is parted from its sign, and no line begins like an item."""
+    """Lines of at most 150 characters; no number is parted from its sign, and no line begins like an item."""
     text = _LIST.sub("\0", text.replace(" ± ", "\0±\0").replace(" %", "\0%"))
     lines = textwrap.wrap(
-        text, 140, initial_indent=mark, subsequent_indent=" " * len(mark), break_long_words=False,
+        text, 150, initial_indent=mark, subsequent_indent=" " * len(mark), break_long_words=False,
         break_on_hyphens=False,
     )  # fmt: skip
     return "\n".join(lines).replace("\0", " ") + "\n"

@@ -33,10 +33,10 @@ def test_comparisons_in_words():
 
 def test_on_which_bases_a_gain_is_shown():
     verdicts = pd.DataFrame({"verdict": ["higher", "higher", "higher"]}, index=["Task Arithmetic", "TSV-M", "RegMean"])
-    assert on_each(verdicts) == "shown on each"
-    assert on_each(verdicts.replace("higher", "lower")) == "shown on none"
+    assert on_each(verdicts) == "higher on each"
+    assert on_each(verdicts.replace("higher", "lower")) == "no difference shown on any"
     verdicts.loc["RegMean"] = "no difference shown"
-    assert on_each(verdicts) == "shown on all but RegMean's parts"
+    assert on_each(verdicts) == "higher on all but RegMean's parts"
 
 
 def test_a_sentence_that_does_not_hold_is_marked_where_it_stands():
@@ -45,12 +45,12 @@ def test_a_sentence_that_does_not_hold_is_marked_where_it_stands():
 
 
 def test_lines_never_part_a_number_from_its_sign_and_never_begin_like_a_list():
-    for length in range(100, 141):
+    for length in range(110, 151):
         told = paragraph(
             f"{'x' * length} 12.5 ± 0.1 % of 8. Then - and 3) and more words, so that a line ends somewhere."
         )
         lines = told.splitlines()
-        assert max(map(len, lines)) <= 140
+        assert max(map(len, lines)) <= 150
         assert not [line for line in lines if line.split()[0] in ("±", "%", "8.", "-", "3)", "0.1")]
         assert not [line for line in lines[:-1] if line.endswith("±")]
 
