@@ -14,11 +14,14 @@ from scripts.prose.evidence import on_evidence
 
 TEXTS: dict[str, Callable[[Path], str]] = {
     "findings": on_evidence(readme.findings),
+    "drawn tasks": on_evidence(results.drawn_tasks),
     "agreement": on_evidence(results.agreement),
+    "bases": on_evidence(results.bases_setting),
     "mask on bases": on_evidence(results.bases),
     "mask on few coefficients": on_evidence(results.few),
     "heads alone": on_evidence(results.heads),
     "real images": on_evidence(results.real),
+    "text tasks": on_evidence(results.text_tasks),
     "language": on_evidence(results.language),
     "scale": on_evidence(which_method.scale),
     "without data": on_evidence(which_method.without_data),

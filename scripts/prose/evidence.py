@@ -185,6 +185,11 @@ class Evidence:
         runs = runs[runs["arm"] != "shuffled mask"]
         return best(self.drawn, list(arm(runs["objective"], runs["base"], runs["arm"]).unique()))
 
+    def seeds(self) -> str:
+        """How many the drawn tasks' tables have: "three seeds", or "five seeds (three in notebook 09)"."""
+        main, bases = seeds(self._main), seeds(self.found.table("any_base"))
+        return main if main == bases else f"{main} ({bases.partition(' ')[0]} in notebook 09)"
+
     def gains_of_the_mask(self) -> tuple[pd.Series, pd.Series]:
         """The two tasks that gain most by the mask with information maximisation, and the others, in points."""
         wide = 100 * self.drawn.pivot_table(index="task", columns="method", values="accuracy")

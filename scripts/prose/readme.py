@@ -23,13 +23,14 @@ from scripts.prose.evidence import (
     reached,
     seeds,
 )
-from scripts.prose.words import WORDS, brackets, on_each, one, points, tasks_up, verdicts
+from scripts.prose.words import WORDS, brackets, on_each, one, paragraph, points, tasks_up, verdicts
 
 
 def findings(on: Evidence) -> str:
-    """The numbered list."""
+    """What the findings are of, and their numbered list."""
     items = (_entropy, _maximisation, _mask_with_maximisation, _teachers, _mask_with_teachers, _heads)
-    return points(*(item(on) for item in items), numbered=True)
+    setting = paragraph(f"A CLIP with 1.2 million image-encoder parameters, eight drawn tasks, {on.seeds()}:")
+    return f"{setting}\n{points(*(item(on) for item in items), numbered=True)}"
 
 
 def _entropy(on: Evidence) -> list[Bullet]:

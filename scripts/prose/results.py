@@ -17,6 +17,7 @@ from scripts.prose.evidence import (
     HEADS,
     IM,
     LAYER_WISE,
+    LONG,
     LONGER_IM,
     MASK,
     MASK_LAYER,
@@ -34,11 +35,42 @@ from scripts.prose.evidence import (
     best,
     mean,
     reached,
+    seeds,
     using,
 )
 from scripts.prose.words import brief, one, paragraph, parts, points, verdicts
 
 CHAIN = {AVERAGING: "averaging", PLAIN: PLAIN, MASK: MASK, LAYER_WISE: "layer-wise AdaMerging"}  # as in the paper
+
+
+def drawn_tasks(on: Evidence) -> str:
+    """How the main table was made."""
+    budget = get_profile("tiny-full")
+    return paragraph(
+        f"""A CLIP with 1.2 million image-encoder parameters, trained here; eight drawn tasks; {budget.mask_steps} steps
+        of mask learning, {budget.adaptation_steps} of adaptation; {on.seeds()} of the experts and of everything after
+        them. Made by `make reproduce`."""
+    )
+
+
+def bases_setting(on: Evidence) -> str:
+    """How the table of bases was made."""
+    rows = on.found.table("any_base")
+    steps, more = (rows.loc[rows["arm"] == name, "gradients"].max() for name in ("coefficients", LONG))
+    return paragraph(
+        f"""Notebook [09](../notebooks/09_concrete_on_any_base.ipynb) replaces the objective and the base:
+        {seeds(rows)}, {steps} steps of coefficients, {(more - steps) // 2} of the mask ({more} steps for "as many
+        gradients"), learning rates chosen without labels."""
+    )
+
+
+def text_tasks(on: Evidence) -> str:
+    """How the table of text was made."""
+    return paragraph(
+        f"""A T5 of one million parameters with LoRA experts, eight drawn tasks, {seeds(on.text)}. Made by
+        `make reproduce PROFILE=tiny-t5`; all methods are in notebooks [21](../notebooks/21_language_fusion.ipynb),
+        [22](../notebooks/22_language_concrete.ipynb) and 90."""
+    )
 
 
 def agreement(on: Evidence) -> str:

@@ -90,7 +90,7 @@ def scale(on: Evidence) -> str:
     zero, experts = (one(mean(on.drawn, name)) for name in ENDS)
     return paragraph(
         f"""What a method may use matters more than anything else. The numbers are held-out accuracy in percent on the
-        eight drawn tasks (tiny CLIP, {seeds(on.drawn)}, mean ± standard deviation over seeds), and in brackets the
+        eight drawn tasks (tiny CLIP, {on.seeds()}, mean ± standard deviation over seeds), and in brackets the
         **share of the gap** between the pre-trained model ({zero}) and the experts ({experts}) that is closed. Your
         models will differ: rely on the order, not on the numbers."""
     )
