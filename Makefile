@@ -19,7 +19,7 @@ VENV ?= $(if $(wildcard .venv/.study-ready),,$(if $(STUDY_OUT),$(STUDY_OUT)/)).v
 PROFILE ?= tiny
 SEED ?= 0
 SEEDS ?= $(SEED)
-# How many of them run the ablations (notebooks 08, 10 to 14 and 17), the first ones.
+# How many of them run the ablations (notebooks 08 to 14 and 17), the first ones.
 ABLATION_SEEDS ?= 3
 DATA_ROOT ?=
 TASKS ?=

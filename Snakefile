@@ -73,7 +73,7 @@ NOTEBOOKS = {
     ),
 }
 ONCE = ("00_pretraining", "04_concrete_mask")  # of several seeds, the first runs these for all
-FEWER = ("08", "10", "11", "12", "13", "14", "17")  # ablations: of many seeds, the first few (ablation_seeds)
+FEWER = ("08", "09", "10", "11", "12", "13", "14", "17")  # ablations: of many seeds, the first few (ablation_seeds)
 
 
 def told(name):

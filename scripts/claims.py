@@ -16,17 +16,17 @@ _SAVED = re.compile(r"study\.save\((?:[^()]|\([^()]*\))*?\"(\w+)\"\)")
 
 
 def claims(root: Path) -> str:
-    """Every comparison of every notebook: a row each, in the notebooks' order."""
+    """Every comparison of every notebook's takeaways: a row each, in the notebooks' order."""
     head = ["notebook (cell)", "compared", "with", "difference", "95 % interval", "tasks up, down", "p", "verdict"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in comparisons(root).itertuples():
-        interval = "" if pd.isna(row.low) else f"{row.low:+.1f} to {row.high:+.1f}"
+        interval = "" if pd.isna(row.low) else f"{row.low:+z.1f} to {row.high:+z.1f}"
         p = "" if pd.isna(row.p) else ("< 0.001" if row.p < 0.001 else f"{row.p:.3f}")
         place = f"[{row.notebook[:2]}](../notebooks/{row.notebook}.ipynb) ({row.cell})"
         seeds = f"{row.up}, {row.down} ({row.seeds} seed{'s' if row.seeds > 1 else ''})"
-        cells = [place, row.method, row.against, f"{row.difference:+.1f}", interval, seeds, p, row.verdict]
+        cells = [place, row.method, row.against, f"{row.difference:+z.1f}", interval, seeds, p, row.verdict]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines).replace("-0.0 ", "0.0 ").replace("| -", "| −").replace("to -", "to −") + "\n"
+    return "\n".join(lines).replace("| -", "| −").replace("to -", "to −") + "\n"
 
 
 def saved_by(notebooks: Path) -> dict[str, list[str]]:

@@ -18,9 +18,10 @@ import nbformat
 
 from lib.runtime.disk import ROOT, atomic_path
 from scripts import prose, tables
+from scripts.claims import claims, cost
 from scripts.takeaways import with_takeaways
 
-PAGES = ("README.md", "docs/results.md", "docs/which-method.md", "docs/backbones.md")
+PAGES = ("README.md", "docs/results.md", "docs/which-method.md", "docs/backbones.md", "docs/report.md")
 BLOCK = re.compile(r"(<!-- (table|text): ([a-z- ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -31,6 +32,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "few coefficients": tables.few,
     "real images": tables.real_images,
     "language": tables.language,
+    "claims": claims,
+    "cost": cost,
 } | prose.TABLES
 TEXTS = prose.TEXTS
 

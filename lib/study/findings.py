@@ -86,8 +86,8 @@ class Findings:
 
 def interval(row: pd.Series) -> str:
     """A comparison in words: "2.4 points (95 % interval 1.1 to 3.6)"; of one seed or one task without interval."""
-    told = f"{row['difference']:.1f} points"
-    return told if pd.isna(row["low"]) else f"{told} (95 % interval {row['low']:.1f} to {row['high']:.1f})"
+    told = f"{row['difference']:z.1f} points"
+    return told if pd.isna(row["low"]) else f"{told} (95 % interval {row['low']:z.1f} to {row['high']:z.1f})"
 
 
 def judged(row: pd.Series) -> str:
