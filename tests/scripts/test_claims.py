@@ -7,6 +7,10 @@ import pandas as pd
 
 from scripts import claims
 
+COLUMNS = [
+    "method", "against", "difference", "low", "high", "up", "down", "p", "verdict", "tasks", "seeds", "notebook", "cell",
+]  # fmt: skip
+
 
 def test_every_comparison_has_its_place_interval_and_verdict(monkeypatch, tmp_path):
     rows = pd.DataFrame(
@@ -14,23 +18,7 @@ def test_every_comparison_has_its_place_interval_and_verdict(monkeypatch, tmp_pa
             ("A", "B", -2.04, -3.1, -0.96, 1, 7, 0.0004, "lower", 8, 3, "05_test_time_adaptation", 36),
             ("A", "C", 0.02, float("nan"), float("nan"), 4, 4, float("nan"), "not tested", 8, 1, "17_data", 9),
         ],
-        columns=[
-            *[
-                "method",
-                "against",
-                "difference",
-                "low",
-                "high",
-                "up",
-                "down",
-                "p",
-                "verdict",
-                "tasks",
-                "seeds",
-                "notebook",
-                "cell",
-            ]
-        ],
+        columns=COLUMNS,
     )
     monkeypatch.setattr(claims, "comparisons", lambda root: rows)
     _, _, first, second = claims.claims(tmp_path).splitlines()
