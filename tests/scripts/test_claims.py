@@ -8,7 +8,8 @@ import pandas as pd
 from scripts import claims
 
 COLUMNS = [
-    "method", "against", "difference", "low", "high", "up", "down", "p", "verdict", "tasks", "seeds", "notebook", "cell",
+    "method", "against", "difference", "low", "high", "up", "down", "p", "verdict", "tasks", "seeds", "notebook",
+    "cell",
 ]  # fmt: skip
 
 
