@@ -20,6 +20,7 @@ from lib.figures.plotting import (
     percent_axis,
     seed_count,
 )
+from lib.study.evaluation import accuracies
 
 Table = pd.DataFrame
 
@@ -44,7 +45,7 @@ def adapter_spaces(table: Table) -> Figure:
     """The two task vectors of an adapter: cosines between tasks, and Task Arithmetic in both spaces."""
     figure, (left, right) = new_figure(10.5, 3.9, columns=2)
     _cosines(left, table[table["quantity"] == "cosine"])
-    scores = table[table["quantity"] == "accuracy"]
+    scores = accuracies(table[table["quantity"] == "accuracy"])
     by_seed = 100 * scores.groupby(["space", "scaling_factor", "seed"])["value"].mean()
     for (space, label), colour, line in zip(SPACES.items(), (INK, PALETTE[BROWN]), ("o-", "s--"), strict=True):
         if space not in by_seed.index.get_level_values("space"):  # experts from files may have weights alone
@@ -52,7 +53,7 @@ def adapter_spaces(table: Table) -> Figure:
         means = by_seed[space].unstack("seed")
         style = {"color": colour, "marker": line[0], "ls": line[1:], "lw": 2, "label": label}
         band(right, means.mean(axis=1), means.std(axis=1, ddof=1), **style)
-    percent_axis(right, "y", "mean validation score (%)")
+    percent_axis(right, "y", "mean validation accuracy (%)")
     right.set(xlabel="scaling factor", title=f"Task Arithmetic with either; {seed_count(scores)}")
     right.legend(title="task vector", frameon=False)
     return figure

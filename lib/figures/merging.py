@@ -26,6 +26,7 @@ from lib.figures.plotting import (
     spread,
 )
 from lib.files.lineages import one_lineage
+from lib.study.evaluation import accuracies
 
 Table = pd.DataFrame
 
@@ -44,7 +45,8 @@ PAIRS = tuple(
 def scaling(table: Table) -> Figure:
     """Validation accuracy against the scaling factor (the paper's Figure 5, our version); the best factor is ringed."""
     figure, axes = new_figure(7.5, 4)
-    mean = table.groupby(["method", "scaling_factor"], sort=False, as_index=False)["accuracy"].mean()
+    keys = ["method", "scaling_factor"]
+    mean = accuracies(table).groupby(keys, sort=False, as_index=False)["accuracy"].mean()
     colours = method_colours(mean["method"].unique())
     for place, (method, rows) in enumerate(mean.groupby("method", sort=False)):
         style = {"color": colours[method], "marker": "osD^v"[place % 5], "label": method}
