@@ -174,7 +174,7 @@ def test_a_method_is_drawn_in_its_colour_in_every_figure():
     drawn = {
         "task_count": counts.task_count(counted()),
         "variance": backbones.activation_variance(table(method=METHODS, position=[0, 1, 2], share=[1.0])),
-        "scaling": merging.scaling(table(method=METHODS, scaling_factor=[0.1, 0.3, 1.0])),
+        "scaling": merging.scaling(table(method=METHODS, task=TASKS, scaling_factor=[0.1, 0.3, 1.0])),
     }
     wanted = method_colours(METHODS)
     for name, figure in drawn.items():
