@@ -49,7 +49,8 @@ class Findings:
         """
         default = PROFILES[self.study.profile.default]
         full = default.full or default.label
-        found = seed_folders(self.study.root / "data" / "results" / full, name)
+        committed = seed_folders(self.study.root / "data" / "results" / full, name)
+        found = committed or self.study.folders(name)  # none yet of a new table: this run's
         self._runs[f"profile {full}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"] = None
         return all_seeds(found, name)
 
