@@ -51,7 +51,8 @@ class Findings:
         full = default.full or default.label
         committed = seed_folders(self.study.root / "data" / "results" / full, name)
         found = committed or self.study.folders(name)  # none yet of a new table: this run's
-        self._runs[f"profile {full}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"] = None
+        of = f"profile {full}" if committed else "this run"
+        self._runs[f"{of}, seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))}"] = None
         return all_seeds(found, name)
 
     def compare(self, scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
