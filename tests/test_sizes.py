@@ -5,7 +5,7 @@ import ast
 from lib.runtime.disk import ROOT
 
 MODULES = sorted((ROOT / "lib").rglob("*.py"))
-ENTRIES, MODULE_LINES, FUNCTION_LINES, LIBRARY_LINES = 12, 300, 60, 14_900
+ENTRIES, MODULE_LINES, FUNCTION_LINES, LIBRARY_LINES = 12, 300, 60, 14_950
 
 
 def lines(path):
